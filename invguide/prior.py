@@ -1,0 +1,70 @@
+"""The Prior contract: a denoiser at every noise level, in the one convention x = x0 + sigma * n."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+def per_sample(value: Tensor | float, x: Tensor) -> Tensor:
+    """Shape a scalar or (B,) value so that it broadcasts over the samples of x (B, *shape)."""
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+class Prior(nn.Module, ABC):
+    """What a pretrained diffusion model knows, as its posterior mean at every noise level.
+
+    Attributes:
+        shape: Shape of one sample, normalised or data; None where any size is accepted.
+        sigma_min, sigma_max: Noise levels between which `denoise` is valid, in normalised units.
+        scale, shift: data = scale * normalised + shift.
+        sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
+    """
+
+    shape: tuple[int | None, ...]
+    sigma_min: float
+    sigma_max: float
+    scale: float = 1.0
+    shift: float = 0.0
+    sigma_data: float = 1.0
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        """Return E[x0 | x0 + sigma n = x].
+
+        Args:
+            x: Noisy states in normalised units, (B, *shape).
+            sigma: Noise level, () or (B,).
+            condition: Per-sample conditions, such as label (B,).
+
+        Returns:
+            (B, *shape), differentiable in x; rows are independent of each other.
+        """
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        return self.denoise(x, sigma, **condition)
+
+    def score(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        """Return grad log p(x; sigma) = (D - x) / sigma^2 (Tweedie), shape of x."""
+        return (self.denoise(x, sigma, **condition) - x) / per_sample(sigma, x) ** 2
+
+    def eps(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        """Return the predicted unit noise (x - D) / sigma, shape of x."""
+        return (x - self.denoise(x, sigma, **condition)) / per_sample(sigma, x)
+
+    def to_data(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
+
+    def to_normalised(self, x: Tensor) -> Tensor:
+        return (x - self.shift) / self.scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that the prior computes in: that of its first tensor."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.get_default_dtype()
