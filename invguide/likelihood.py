@@ -1,0 +1,102 @@
+"""Operator, measurement and noise law together: log p(y | x) in data units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError, ShapeError
+from invguide.forward_operator import Operator, check_batch
+from invguide.noise import Gaussian, LogDensity, NoiseModel
+
+
+class Likelihood:
+    """log p(y | x) of measurements y (B, *y_shape) under an operator and a noise law.
+
+    Row i of x is compared with row i of y; `rows` selects (and repeats) measurements, so that the driver can pair
+    any sample with its own measurement.
+
+    Args:
+        operator: Map from data to measurement.
+        y: Measurements, batched; every value finite.
+        noise: A noise law, a number or tensor (Gaussian sigma_y), or a callable log density.
+
+    Raises:
+        InputError: Non-finite y, or noise parameters that cannot be.
+        ShapeError: sigma_y that does not fit y.
+    """
+
+    def __init__(
+        self, operator: Operator, y: Tensor, noise: NoiseModel | Tensor | float | Callable[..., Tensor]
+    ) -> None:
+        y = torch.as_tensor(y)
+        y = y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
+        if y.ndim < 1 or len(y) == 0:
+            raise InputError(f"y has shape {tuple(y.shape)}; expected a batch of at least one measurement (B, *y_shape)")
+        bad = ~torch.isfinite(y)
+        if bool(bad.any()):
+            where = tuple(bad.nonzero()[0].tolist())
+            raise InputError(
+                f"y has {int(bad.sum())} NaN or infinite values (first at index {where}); every value must be finite: "
+                f"leave unknown values out with an Inpainting mask instead"
+            )
+        if not isinstance(noise, NoiseModel):
+            noise = LogDensity(noise) if callable(noise) and not isinstance(noise, Tensor) else Gaussian(noise)
+        self.operator, self.y = operator, y.detach()
+        self.noise = noise.bind(self.y)
+
+    @classmethod
+    def _of(cls, operator: Operator, y: Tensor, noise: NoiseModel) -> Likelihood:
+        self = cls.__new__(cls)
+        self.operator, self.y, self.noise = operator, y, noise
+        return self
+
+    def rows(self, index: Tensor) -> Likelihood:
+        """Return the likelihood of y[index]; index (N,) may repeat measurements."""
+        index = index.to(self.y.device)
+        return self._of(self.operator, self.y[index], self.noise.rows(index))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Likelihood:
+        kind = torch.complex(torch.zeros(0, dtype=dtype), torch.zeros(0, dtype=dtype)).dtype
+        y = self.y.to(device=device, dtype=kind if self.y.is_complex() else dtype)
+        return self._of(self.operator.to(device), y, self.noise.to(device, dtype))
+
+    @property
+    def differentiable(self) -> bool:
+        return self.operator.differentiable
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (log_prob, chi2) of clean signals x (B, *shape), each (B,), from one call of the operator.
+
+        log_prob is log p(y | x) up to a constant. chi2 is the mean of |y - A x|^2 / sigma_y^2 over the
+        measurement, near 1 for the truth; complex values count as two; NaN where the noise law tells no
+        standard deviation.
+        """
+        predicted = self.operator(x)
+        check_batch(self.operator, x, predicted)
+        if predicted.shape != self.y.shape:
+            raise ShapeError(
+                f"{type(self.operator).__name__} maps {tuple(x.shape[1:])} to {tuple(predicted.shape[1:])}, but one "
+                f"measurement has shape {tuple(self.y.shape[1:])}; is y batched (B, *y_shape), and is `shape` right?"
+            )
+        log_prob = self.noise.log_density(predicted, self.y)
+        sigma = self.noise.sigma(predicted, self.y)
+        if sigma is None:
+            return log_prob, torch.full_like(log_prob, float("nan"))
+        scaled = ((self.y - predicted) / sigma).detach()
+        parts = torch.view_as_real(scaled) if scaled.is_complex() else scaled
+        return log_prob, (parts**2).flatten(1).mean(1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y | x) up to a constant, (B, *shape) -> (B,)."""
+        return self.evaluate(x)[0]
+
+    def chi2(self, x: Tensor) -> Tensor:
+        """Mean of |y - A x|^2 / sigma_y^2 over the measurement, (B, *shape) -> (B,)."""
+        return self.evaluate(x)[1]
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
+        return self.y - self.operator(x)

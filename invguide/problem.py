@@ -1,0 +1,180 @@
+"""Prior and target together, as a solver sees them: in normalised units, counted, one row per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError, ShapeError
+from invguide.forward_operator import LinearOperator
+from invguide.likelihood import Likelihood
+from invguide.noise import Gaussian
+from invguide.prior import Prior
+from invguide.proximal import proximal
+from invguide.reward import Reward
+
+
+@dataclass
+class Counters:
+    """Calls so far, one per sample: a batch of eight counts eight."""
+
+    network: int = 0
+    vjp: int = 0
+    forward: int = 0
+
+
+class Guidance(NamedTuple):
+    """What one differentiated denoiser call tells: D (B, *shape), log target and chi2 at D (B,), d log target / dx."""
+
+    denoised: Tensor
+    log_prob: Tensor
+    chi2: Tensor
+    gradient: Tensor
+
+
+class Problem:
+    """A prior, a likelihood or a reward (or both), and the change between normalised and data units.
+
+    Args:
+        prior: The prior.
+        likelihood: log p(y | x), data units.
+        reward: r(x), data units, added to the likelihood.
+        shape: Shape of one sample; from the prior, else from the operator, where it is not given.
+        condition: Keywords for the prior, each with one row per measurement.
+
+    Raises:
+        ShapeError: No part knows the shape, or two of them disagree.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        likelihood: Likelihood | None = None,
+        reward: Reward | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        condition: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.prior, self.likelihood, self.reward = prior, likelihood, reward
+        self.condition = dict(condition or {})
+        self.counters = Counters()
+        self.shape = _resolve_shape(prior, likelihood, shape)
+        self.num_measurements = 1 if likelihood is None else len(likelihood.y)
+        for name, value in self.condition.items():
+            if likelihood is not None and len(value) != self.num_measurements:
+                raise ShapeError(
+                    f"condition {name!r} has {len(value)} rows; expected one per measurement ({self.num_measurements})"
+                )
+
+    def _with(self, likelihood: Likelihood | None, condition: dict[str, Tensor]) -> Problem:
+        part = Problem.__new__(Problem)
+        part.__dict__.update(self.__dict__, likelihood=likelihood, condition=condition)
+        return part
+
+    def rows(self, index: Tensor) -> Problem:
+        """Return the problem whose row i is measurement index[i]; the counters are shared."""
+        likelihood = None if self.likelihood is None else self.likelihood.rows(index)
+        return self._with(likelihood, {k: v[index.to(v.device)] for k, v in self.condition.items()})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
+        """Move prior (in place, as any module), operator and measurement; y and sigma_y take the dtype."""
+        self.prior.to(device)
+        likelihood = None if self.likelihood is None else self.likelihood.to(device, dtype)
+        return self._with(likelihood, {k: v.to(device) for k, v in self.condition.items()})
+
+    # ---- the prior
+
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """E[x0 | x] under the prior, (B, *shape) -> (B, *shape); one network call per row."""
+        self.counters.network += len(x)
+        return self.prior.denoise(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), **self.condition)
+
+    # ---- the target, in normalised units
+
+    def evaluate(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Log target (B,) and chi2 (B,; NaN without a likelihood) of clean signals x0 (B, *shape)."""
+        data = self.prior.to_data(x0)
+        log_prob = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
+        chi2 = torch.full_like(log_prob, float("nan"))
+        self.counters.forward += len(x0)
+        if self.likelihood is not None:
+            log_prob, chi2 = self.likelihood.evaluate(data)
+        if self.reward is not None:
+            log_prob = log_prob + self.reward(data)
+        return log_prob, chi2
+
+    def gradient(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(log target, chi2, d log target / d x0) at clean signals x0."""
+        with torch.enable_grad():
+            x0 = x0.detach().requires_grad_()
+            log_prob, chi2 = self.evaluate(x0)
+            gradient = _gradient(log_prob, x0)
+        return log_prob.detach(), chi2, gradient
+
+    def guide(self, x: Tensor, sigma: Tensor | float) -> Guidance:
+        """Denoise x and differentiate the log target at D(x) with respect to x: one network call and one vjp."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            denoised = self.denoise(x, sigma)
+            log_prob, chi2 = self.evaluate(denoised)
+            self.counters.vjp += len(x)
+            gradient = _gradient(log_prob, x)
+        return Guidance(denoised.detach(), log_prob.detach(), chi2, gradient)
+
+    def prox(self, x0: Tensor, sigma: Tensor | float) -> Tensor:
+        """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,)."""
+        assert self.likelihood is not None
+        self.counters.forward += len(x0)
+        variance = (torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale) ** 2
+        return self.prior.to_normalised(proximal(self.likelihood, self.prior.to_data(x0), variance))
+
+    @property
+    def sigma_y(self) -> Tensor | None:
+        """Noise standard deviation of each row divided by the data scale, (B,), where it is one number; else None."""
+        noise = None if self.likelihood is None else self.likelihood.noise
+        if not isinstance(noise, Gaussian) or noise.sigma_y[0].numel() != 1:
+            return None
+        return noise.sigma_y.flatten() / self.prior.scale
+
+    @property
+    def linear(self) -> bool:
+        return self.likelihood is not None and isinstance(self.likelihood.operator, LinearOperator)
+
+    @property
+    def differentiable(self) -> bool:
+        parts = [p for p in (self.likelihood, self.reward) if p is not None]
+        return all(p.differentiable for p in parts)
+
+
+def _gradient(log_prob: Tensor, x: Tensor) -> Tensor:
+    if not log_prob.requires_grad:
+        raise InputError(
+            "the target does not depend on x through differentiable operations (its gradient is None); "
+            "mark the operator or reward as differentiable=False and use a solver for black boxes"
+        )
+    return torch.autograd.grad(log_prob.sum(), x)[0]
+
+
+def _resolve_shape(
+    prior: Prior, likelihood: Likelihood | None, shape: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    known = tuple(shape) if shape is not None else None
+    if known is None and all(n is not None for n in prior.shape):
+        known = tuple(int(n) for n in prior.shape if n is not None)
+    if known is None and likelihood is not None:
+        known = likelihood.operator.input_shape(tuple(likelihood.y.shape[1:]))
+    if known is None:
+        raise ShapeError(
+            f"the shape of x is unknown: the prior takes {prior.shape} and the operator cannot tell; "
+            f"pass shape=(...), one sample without the batch axis"
+        )
+    fits = len(known) == len(prior.shape) and all(p in (None, n) for p, n in zip(prior.shape, known, strict=True))
+    if not fits:
+        raise ShapeError(f"x would have shape {known}, but the prior was trained on {prior.shape}; resize or tile y")
+    return known
+
+

@@ -1,0 +1,64 @@
+"""The proximal map of a likelihood: argmin_z -log p(y | z) + |z - x|^2 / (2 variance), in data units, per sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invguide.forward_operator import LinearOperator, conjugate_gradient, inner
+from invguide.likelihood import Likelihood
+from invguide.noise import Gaussian
+from invguide.prior import per_sample
+
+DESCENT_STEPS = 20
+
+
+def proximal(likelihood: Likelihood, x: Tensor, variance: Tensor | float) -> Tensor:
+    """Return the proximal point of x (B, *shape); variance () or (B,), data units squared.
+
+    Linear operator and Gaussian noise: exact, z = x + A* (A A* + sigma_y^2 / variance)^-1 (y - A x), through the
+    operator's own `solve` (conjugate gradients where sigma_y varies within a measurement). Everything else
+    differentiable: DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above
+    the objective of x.
+    """
+    operator, noise = likelihood.operator, likelihood.noise
+    variance = torch.as_tensor(variance, dtype=x.dtype, device=x.device).expand(len(x))
+    if not (isinstance(operator, LinearOperator) and isinstance(noise, Gaussian)):
+        return _descend(likelihood, x, variance)
+    residual = likelihood.y - operator(x)
+    sigma = noise.sigma_y
+    if sigma[0].numel() == 1:
+        ridge = sigma.flatten() ** 2 / variance
+        return x + operator.adjoint(operator.solve(residual, ridge))
+    # Symmetric scaling by 1/sigma keeps CG fast where the noise varies by orders of magnitude.
+    solution = conjugate_gradient(
+        lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real), residual / sigma
+    )
+    return x + operator.adjoint(solution / sigma)
+
+
+def _descend(likelihood: Likelihood, x: Tensor, variance: Tensor) -> Tensor:
+    def objective(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = inner(z - x, z - x) / (2 * variance) - likelihood.log_prob(z)
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), gradient
+
+    z = x
+    value, gradient = objective(z)
+    length = variance.clone()  # exact where the likelihood is flat; halved until the objective falls
+    for _ in range(DESCENT_STEPS):
+        candidate = z - per_sample(length, z) * gradient
+        new_value, new_gradient = objective(candidate)
+        # Sufficient decrease (Armijo); NaN counts as an increase.
+        accept = new_value <= value - 1e-4 * length * inner(gradient, gradient)
+        step, turn = candidate - z, new_gradient - gradient
+        curvature = inner(step, turn)
+        secant = inner(step, step) / curvature.clamp_min(1e-30)
+        longer = torch.where(curvature > 0, torch.minimum(secant, variance), 2 * length)
+        z = torch.where(per_sample(accept, z) > 0, candidate, z)
+        gradient = torch.where(per_sample(accept, z) > 0, new_gradient, gradient)
+        value = torch.where(accept, new_value, value)
+        length = torch.where(accept, longer, length / 4)
+    return z

@@ -1,0 +1,66 @@
+"""Noise levels: n + 1 decreasing values, the last one 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError, suggest
+
+SCHEDULES = ("karras", "exponential", "vp-linear", "cosine")
+Schedule = str | Sequence[float]
+
+
+def make_sigmas(
+    schedule: Schedule, num_steps: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0
+) -> Tensor:
+    """Return num_steps + 1 noise levels from sigma_max down to sigma_min, then 0, as float64.
+
+    Args:
+        schedule: "karras" (sigma^(1/rho) linear; arXiv 2206.00364, eq. 5), "exponential" (log sigma linear),
+            "vp-linear" (beta linear in time, 0.1 to 20; arXiv 2011.13456, eq. 33), "cosine" (arctan-uniform; arXiv
+            2102.09672, eq. 17 without offset), or the levels themselves (then the other arguments are ignored
+            but for num_steps, which must be one less than their number).
+
+    Raises:
+        InputError: Unknown name, or user levels that do not decrease strictly to 0.
+    """
+    if not isinstance(schedule, str):
+        return _user_sigmas(schedule, num_steps)
+    if num_steps < 1:
+        raise InputError(f"num_steps is {num_steps}; expected at least 1")
+    if not 0 < sigma_min <= sigma_max:
+        raise InputError(f"noise levels from {sigma_max} to {sigma_min}; expected 0 < sigma_min <= sigma_max")
+    u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    if schedule == "karras":
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+        sigmas = (high + u * (low - high)) ** rho
+    elif schedule == "exponential":
+        sigmas = (math.log(sigma_max) + u * math.log(sigma_min / sigma_max)).exp()
+    elif schedule == "vp-linear":
+        # sigma^2 + 1 = exp(0.1 t + 19.9 t^2 / 2), solved for t at both ends.
+        ends = [_vp_time(s) for s in (sigma_max, sigma_min)]
+        t = ends[0] + u * (ends[1] - ends[0])
+        sigmas = torch.expm1(0.1 * t + 9.95 * t**2).sqrt()
+    elif schedule == "cosine":
+        ends = [math.atan(sigma_max), math.atan(sigma_min)]
+        sigmas = torch.tan(ends[0] + u * (ends[1] - ends[0]))
+    else:
+        raise InputError(f"unknown schedule {schedule!r}; {suggest(schedule, SCHEDULES)}")
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _vp_time(sigma: float) -> float:
+    return (-0.1 + math.sqrt(0.01 + 4 * 9.95 * math.log1p(sigma**2))) / (2 * 9.95)
+
+
+def _user_sigmas(levels: Sequence[float], num_steps: int) -> Tensor:
+    sigmas = torch.as_tensor(levels, dtype=torch.float64)
+    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
+        raise InputError(f"schedule {list(levels)!r}: expected at least two strictly decreasing levels that end in 0")
+    if len(sigmas) != num_steps + 1:
+        raise InputError(f"{len(sigmas)} noise levels for num_steps={num_steps}; expected {num_steps + 1}")
+    return sigmas

@@ -1,0 +1,108 @@
+"""The Solver contract: a value that holds hyper-parameters, with pure `init` and `step`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from invguide.errors import CompatibilityError
+from invguide.problem import Problem
+from invguide.rng import Noise
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a solver needs of a problem; the driver checks it before the first network call.
+
+    Attributes:
+        target: "likelihood", "reward", "either", or "none" (the target is ignored).
+        gradient: Differentiates the operator or reward.
+        linear: Needs a linear operator.
+        prior_vjp: Differentiates the prior (memory of one network graph).
+        ensemble: Samples of one measurement interact; the whole ensemble is the result.
+    """
+
+    target: str = "likelihood"
+    gradient: bool = True
+    linear: bool = False
+    prior_vjp: bool = False
+    ensemble: bool = False
+
+
+@dataclass(frozen=True)
+class Solver(ABC, Generic[State]):
+    """Base of every solver. Subclasses are frozen dataclasses; `State` is a NamedTuple of tensors (B, ...)."""
+
+    requires: ClassVar[Requires]
+    registry: ClassVar[dict[str, type[Solver[Any]]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "requires" in cls.__dict__:
+            Solver.registry[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int: ...
+
+    @abstractmethod
+    def init(self, problem: Problem, noise: Noise) -> State:
+        """Return the state before step 0."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State, k: int, noise: Noise) -> tuple[State, NamedTuple]:
+        """Return the state after step k = 0 ... num_steps - 1, and an Info worth looking at."""
+
+    @abstractmethod
+    def estimate(self, state: State) -> Tensor:
+        """Return the clean signals (B, *shape), normalised units; valid after any step."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"solver": type(self).__name__, **dataclasses.asdict(self)}
+
+    @property
+    def state_type(self) -> type[State]:
+        """The NamedTuple named in `class MySolver(Solver[MyState])`; a checkpoint is rebuilt with it."""
+        for base in getattr(type(self), "__orig_bases__", ()):
+            if typing.get_origin(base) is Solver:
+                return typing.get_args(base)[0]
+        raise TypeError(f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])")
+
+
+def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
+    """Return what the solver needs and the problem lacks, as phrases; empty where they fit."""
+    missing = []
+    if requires.target == "likelihood" and problem.likelihood is None:
+        missing.append("needs a measurement (y and an operator), and this problem has a reward only")
+    if requires.target == "reward" and problem.reward is None:
+        missing.append("needs a reward, and this problem has a measurement only")
+    if requires.target == "either" and problem.likelihood is None and problem.reward is None:
+        missing.append("needs a measurement or a reward")
+    if requires.target != "none" and requires.gradient and not problem.differentiable:
+        part = problem.likelihood.operator if problem.likelihood is not None else problem.reward
+        missing.append(f"differentiates the operator or reward, and {type(part).__name__} is a black box")
+    if requires.linear and not problem.linear:
+        missing.append("needs a linear operator")
+    return missing
+
+
+def check_compatible(solver: Solver[Any], problem: Problem) -> None:
+    """Raise CompatibilityError, naming the solvers that would do, unless solver and problem fit."""
+    missing = missing_abilities(solver.requires, problem)
+    if not missing:
+        return
+    able = [
+        name
+        for name, kind in sorted(Solver.registry.items())
+        if kind.requires.target != "none" and not missing_abilities(kind.requires, problem)
+    ]
+    advice = f"solvers that would do: {', '.join(able)}" if able else "no solver at hand would do"
+    raise CompatibilityError(f"{type(solver).__name__} {'; it '.join(missing)}. {advice}")
