@@ -1,0 +1,182 @@
+"""The shape of the repository: links, package list, one import identity, layers, light imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKS = ("operators", "solvers")
+HEAVY = (
+    "PIL",
+    "deepinv",
+    "diffusers",
+    "kornia",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "torchvision",
+    "typer",
+)
+
+
+def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def source_files() -> list[Path]:
+    """Every module of the package by its real path, relative to the root."""
+    found = (p for top in ("invguide", *LINKS) for p in (ROOT / top).rglob("*.py"))
+    relative = (p.relative_to(ROOT) for p in found if "__pycache__" not in p.parts)
+    # Path.rglob follows links on some Python versions and not on others.
+    return sorted(
+        {p for p in relative if p.parts[:2] not in {("invguide", name) for name in LINKS}}
+    )
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    parts = parts if parts[0] == "invguide" else ("invguide", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def declared_packages() -> list[str]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_link_resolves_to_its_folder(name: str):
+    link = ROOT / "invguide" / name
+    if not link.is_symlink():
+        assert link.is_file(), (
+            f"{link} is missing or became a folder: restore the link with git checkout"
+        )
+        pytest.skip("this clone has plain files instead of links")
+    assert link.resolve() == ROOT / name
+    assert not os.path.isabs(os.readlink(link))
+
+
+def test_packages_are_the_folders_with_an_init():
+    expected = {module_name(p) for p in source_files() if p.name == "__init__.py"}
+    declared = declared_packages()
+    assert len(declared) == len(set(declared))
+    assert set(declared) == expected, "make [tool.setuptools] packages in pyproject.toml agree"
+
+
+def test_every_module_lies_in_a_package():
+    for path in source_files():
+        assert (ROOT / path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_second_identity_is_refused(name: str):
+    run = python(f"import {name}")
+    assert run.returncode != 0
+    assert f"import this package as 'invguide.{name}'" in run.stderr
+
+
+# Each module is imported first once, as in a fresh interpreter; torch and the like stay loaded to save minutes.
+IMPORT_EACH_FIRST = """
+import importlib, json, sys, traceback
+failed = {}
+for name in json.loads(sys.argv[1]):
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "invguide"]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except Exception:
+        failed[name] = traceback.format_exc(limit=-3)
+print(json.dumps(failed))
+"""
+
+
+def test_each_module_can_be_imported_first(tmp_path: Path):
+    names = [module_name(p) for p in source_files() if p.name != "__main__.py"]
+    assert {"invguide", "invguide.operators", "invguide.solvers"} <= set(names)
+    run = python(IMPORT_EACH_FIRST, json.dumps(names), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    failed = json.loads(run.stdout.splitlines()[-1])
+    assert not failed, "\n".join(f"{name}:\n{trace}" for name, trace in failed.items())
+
+
+def test_import_loads_no_heavy_module():
+    before = python("import sys, torch; print(*sys.modules)")
+    after = python("import sys, torch, invguide; print(*sys.modules)")
+    assert after.returncode == 0, after.stderr
+    added = {name.split(".")[0] for name in set(after.stdout.split()) - set(before.stdout.split())}
+    assert "invguide" in added
+    assert not added & set(HEAVY), "import these inside the function that needs them"
+
+
+def lint_imports(config: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("importlinter")
+    call = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}
+    return subprocess.run(
+        [sys.executable, "-c", call, "--no-cache", "--no-logo", "--config", str(config)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def needs_links() -> None:
+    if not all((ROOT / "invguide" / name).is_symlink() for name in LINKS):
+        pytest.skip("import-linter walks folders and needs the links")
+
+
+def test_layers_are_kept():
+    needs_links()
+    run = lint_imports(ROOT / "pyproject.toml", ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("solvers/planted_a.py", "from invguide.operators import planted_b"),
+        ("solvers/planted_a.py", "from invguide.solvers import planted_b"),
+        ("operators/planted_a.py", "from invguide.operators import planted_b"),
+        ("operators/planted_a.py", "from invguide.priors import unet"),
+        ("invguide/prior.py", "from invguide.solvers import planted_b"),
+        ("invguide/prior.py", "import invguide.api"),
+        ("invguide/planted_c.py", "import torch"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, module: str, line: str):
+    """The contracts are able to fail: on a copy of the tree, each forbidden import breaks one."""
+    needs_links()
+    for path in source_files():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
+    for name in LINKS:
+        (tmp_path / "invguide" / name).symlink_to(f"../{name}")
+        (tmp_path / name / "planted_b.py").touch()
+    (tmp_path / "invguide" / "api.py").touch()
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    target = tmp_path / module
+    before = target.read_text("utf-8") if target.exists() else ""
+    target.write_text(f"{before}\n{line}\n", "utf-8")
+    run = lint_imports(tmp_path / "pyproject.toml", tmp_path)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "BROKEN" in run.stdout
+    assert "planted" in run.stdout or "invguide.api" in run.stdout
