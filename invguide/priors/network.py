@@ -1,0 +1,368 @@
+"""Adapters: a network trained in any of the usual conventions becomes a denoiser, once, here."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from invguide.errors import InputError, ShapeError, suggest
+from invguide.prior import Prior, per_sample
+from invguide.priors.preconditioning import edm_coefficients
+
+# Converting eps or v to a denoised image multiplies the network's error by sigma. For data of order
+# one, 200 is pure noise already; schedules that go on (cosine: 2e4, flow: infinity) are cut there.
+LARGEST_USEFUL_SIGMA = 200.0
+
+
+class Schedule(ABC):
+    """How a network was shown its noisy inputs: network input = factor(sigma) * x, time(sigma).
+
+    Attributes:
+        predicts: Outputs that make sense in this convention.
+        sigma_min, sigma_max: The levels that the network has been trained on.
+    """
+
+    predicts: tuple[str, ...]
+    sigma_min: float
+    sigma_max: float
+
+    @abstractmethod
+    def factor(self, sigma: Tensor) -> Tensor:
+        """Return s in (network input) = s * (x0 + sigma n), shape of sigma."""
+
+    @abstractmethod
+    def time(self, sigma: Tensor) -> Tensor:
+        """Return the network's time argument, shape of sigma; sigma is within the trained range."""
+
+
+class VP(Schedule):
+    """Variance preserving: input sqrt(abar) x0 + sqrt(1 - abar) n, time = a fractional step index.
+
+    The step is interpolated linearly in log sigma between the levels of the table. The nearest
+    level instead would be wrong by up to 9 % in sigma on the DDPM table.
+    """
+
+    predicts = ("eps", "v", "x0", "score")
+
+    def __init__(self, alphas_bar: Tensor) -> None:
+        alphas_bar = torch.as_tensor(alphas_bar).detach().to("cpu", torch.float64)
+        if alphas_bar.ndim != 1 or len(alphas_bar) < 2:
+            raise ShapeError(f"alphas_bar must be (T,), T >= 2; got {tuple(alphas_bar.shape)}.")
+        if not bool(((alphas_bar >= 0) & (alphas_bar <= 1)).all()):
+            raise InputError("alphas_bar must lie in [0, 1]: the cumulative product of 1 - beta.")
+        if not bool((alphas_bar.diff() < 0).all()):
+            hint = "Pass alphas_bar.flip(0)." if bool((alphas_bar.diff() > 0).all()) else ""
+            raise InputError(f"alphas_bar must decrease strictly from step 0 to T - 1. {hint}")
+        # Exactly 0 (zero terminal SNR) and exactly 1 have no finite log sigma: leave them out.
+        inside = (alphas_bar > 0) & (alphas_bar < 1)
+        self.steps = torch.arange(len(alphas_bar), dtype=torch.float64)[inside]
+        self.log_sigmas = 0.5 * ((1 - alphas_bar) / alphas_bar)[inside].log()
+        self.sigma_min, self.sigma_max = self.log_sigmas[[0, -1]].exp().tolist()
+
+    def factor(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        levels, steps = self.log_sigmas.to(sigma), self.steps.to(sigma)
+        log_sigma = sigma.log()
+        k = torch.searchsorted(levels, log_sigma).clamp(1, len(levels) - 1)
+        fraction = (log_sigma - levels[k - 1]) / (levels[k] - levels[k - 1])
+        return steps[k - 1] + fraction.clamp(0, 1) * (steps[k] - steps[k - 1])
+
+
+class VE(Schedule):
+    """Variance exploding: input x0 + sigma n, time = sigma."""
+
+    predicts = ("eps", "x0", "score")
+    sigma_min, sigma_max = 0.002, 80.0
+
+    def factor(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+class EDM(Schedule):
+    """Karras et al. 2022, table 1: input (x0 + sigma n) / sqrt(sigma^2 + sigma_data^2), ln(sigma) / 4."""
+
+    predicts = ("edm", "eps", "x0")
+    sigma_min, sigma_max = 0.002, 80.0
+
+    def __init__(self, sigma_data: float) -> None:
+        self.sigma_data = sigma_data
+
+    def factor(self, sigma: Tensor) -> Tensor:
+        return edm_coefficients(sigma, self.sigma_data).input
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return edm_coefficients(sigma, self.sigma_data).noise
+
+
+class Flow(Schedule):
+    """Flow matching: input (1 - t) x0 + t n, time t = sigma / (1 + sigma), noise at t = 1."""
+
+    predicts = ("flow", "eps", "x0", "score")
+    sigma_min, sigma_max = 0.001, math.inf
+
+    def factor(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma)
+
+
+def linear_betas(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
+    """Ho et al. 2020."""
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def scaled_linear_betas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
+    """Rombach et al. 2022: linear in sqrt(beta)."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
+def cosine_betas(steps: int = 1000) -> Tensor:
+    """Nichol & Dhariwal 2021, offset 0.008, each beta at most 0.999."""
+    time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    alphas_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alphas_bar[1:] / alphas_bar[:-1]).clamp_max(0.999)
+
+
+def _vp(betas: Tensor) -> VP:
+    return VP((1 - betas).cumprod(0))
+
+
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # called with sigma_data
+    "linear-vp": lambda _: _vp(linear_betas()),
+    "scaled-linear-vp": lambda _: _vp(scaled_linear_betas()),
+    "cosine-vp": lambda _: _vp(cosine_betas()),
+    "ve": lambda _: VE(),
+    "edm": EDM,
+    "flow": lambda _: Flow(),
+}
+PREDICTS = ("eps", "v", "x0", "score", "flow", "edm")
+
+
+class NetworkPrior(Prior):
+    """A frozen network as a denoiser; made by `from_network`, which documents the arguments."""
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        predicts: str,
+        schedule: Schedule,
+        shape: tuple[int | None, ...],
+        *,
+        scale: float,
+        shift: float,
+        multiple: int,
+        sigma_data: float,
+        sigma_min: float,
+        sigma_max: float,
+        time_scale: float,
+    ) -> None:
+        super().__init__()
+        if isinstance(net, nn.Module):
+            net.requires_grad_(False)
+        self.net = net
+        self.predicts, self.schedule = predicts, schedule
+        self.shape, self.scale, self.shift = shape, scale, shift
+        self.multiple, self.time_scale = multiple, time_scale
+        self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+        self.eval()
+
+    def train(self, mode: bool = True) -> NetworkPrior:
+        """Stay in evaluation mode: dropout would make the denoiser a random function."""
+        return super().train(False)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        """Return E[x0 | x0 + sigma n = x].
+
+        Below sigma_min the network is called at sigma_min and its output is converted with the
+        true sigma, so that D(x; 0) = x for every prediction that is relative to x.
+
+        Raises:
+            ShapeError: If x or the network's output has the wrong shape.
+            InputError: If sigma is above sigma_max.
+        """
+        sizes = [size or got for size, got in zip(self.shape, x.shape[1:], strict=False)]
+        if x.ndim != 1 + len(self.shape) or list(x.shape[1:]) != sizes:
+            wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
+            raise ShapeError(f"This prior takes x of shape (B, {wanted}), got {tuple(x.shape)}.")
+        # Half precision cannot tell neighbouring steps apart: levels are float32 or better.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        sigma = torch.as_tensor(sigma, dtype=exact, device=x.device).expand(len(x))
+        if bool((sigma > self.sigma_max * (1 + 1e-5)).any()):
+            raise InputError(
+                f"sigma = {float(sigma.max()):.6g} is above the range of this prior, "
+                f"[{self.sigma_min:.4g}, {self.sigma_max:.4g}] in normalised units: the network "
+                "was never trained there."
+            )
+        trained = sigma.clamp(self.sigma_min, self.sigma_max)
+        s = self.schedule.factor(sigma)
+        output = self._call(per_sample(s, x) * x, self.schedule.time(trained), condition)
+
+        def scaled(value: Tensor) -> Tensor:
+            return per_sample(value, x)
+
+        match self.predicts:
+            case "eps":
+                return x - scaled(sigma) * output
+            case "x0":
+                return output
+            case "v":  # v = sqrt(abar) n - sqrt(1 - abar) x0, sqrt(abar) = s
+                return scaled(s * s) * x - scaled(s * sigma) * output
+            case "score":  # of the network's own input s x: grad log p(x) = s * output
+                return x + scaled(sigma**2 * s) * output
+            case "flow":  # velocity n - x0 at input s x
+                return scaled(s) * x - scaled(s * sigma) * output
+        skip, out, _, _ = edm_coefficients(sigma, self.sigma_data)
+        return scaled(skip) * x + scaled(out) * output
+
+    def _call(self, x: Tensor, time: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Call the network in its own type, on a padded image; return what belongs to the image."""
+        known = any(t.is_floating_point() for t in (*self.parameters(), *self.buffers()))
+        dtype = self.dtype if known else x.dtype
+        padded = self._pad(x)
+        output = self.net(padded.to(dtype), (self.time_scale * time).to(dtype), **condition)
+        if not isinstance(output, Tensor):  # diffusers' output classes, or a tuple
+            output = output.sample if hasattr(output, "sample") else output[0]
+        channels = x.shape[1]
+        if output.shape[1] == 2 * channels and output.shape[2:] == padded.shape[2:]:
+            output = output[:, :channels]  # the second half is a learned variance
+        if output.shape != padded.shape:
+            raise ShapeError(
+                f"The network was given {tuple(padded.shape)} and returned {tuple(output.shape)}; "
+                "expected the same shape, or twice the channels (learned variance)."
+            )
+        crop = (..., *(slice(size) for size in x.shape[2:]))
+        return output[crop].to(x.dtype)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Extend image axes of free size at their ends to a multiple of `multiple`."""
+        free = [size is None for size in self.shape[1:]]
+        extra = [
+            -size % self.multiple if is_free else 0
+            for size, is_free in zip(x.shape[2:], free, strict=True)
+        ]
+        if not any(extra):
+            return x
+        # Reflection needs the pad to be smaller than the image.
+        reflects = all(pad < size for pad, size in zip(extra, x.shape[2:], strict=True))
+        pads = [value for pad in reversed(extra) for value in (0, pad)]
+        return F.pad(x, pads, mode="reflect" if reflects else "replicate")
+
+
+def from_network(
+    net: Callable[..., Any],
+    predicts: str = "eps",
+    schedule: str | Tensor = "linear-vp",
+    shape: tuple[int | None, ...] = (3, None, None),
+    *,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    multiple: int = 8,
+    sigma_data: float = 0.5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    time_scale: float = 1.0,
+) -> NetworkPrior:
+    """Turn a pretrained network into a Prior.
+
+    The network is called as `net(input, time, **condition)`, in evaluation mode, with frozen
+    parameters, in its own floating-point type. `input` is factor * x with x = x0 + sigma n:
+
+    | schedule | factor | time (B,) |
+    | --- | --- | --- |
+    | "linear-vp": DDPM, beta 1e-4 ... 0.02 | 1 / sqrt(1 + sigma^2) | step in [0, 999], fractional |
+    | "scaled-linear-vp": Stable Diffusion | 1 / sqrt(1 + sigma^2) | step in [0, 999], fractional |
+    | "cosine-vp": Nichol and Dhariwal | 1 / sqrt(1 + sigma^2) | step in [0, 999], fractional |
+    | tensor (T,): its own abar, decreasing | 1 / sqrt(1 + sigma^2) | step in [0, T-1], fractional |
+    | "ve" | 1 | sigma |
+    | "edm" | 1 / sqrt(sigma^2 + sigma_data^2) | ln(sigma) / 4 |
+    | "flow" | 1 / (1 + sigma) | t = sigma / (1 + sigma), 1 is noise |
+
+    and its output F becomes the denoised D, with s the factor:
+
+    | predicts | F | D |
+    | --- | --- | --- |
+    | "eps" | n | x - sigma F |
+    | "x0" | x0 | F |
+    | "v" (VP only) | s n - s sigma x0 | s^2 x - s sigma F |
+    | "score" (not EDM) | grad log p of the network's input | x + sigma^2 s F |
+    | "flow" (flow only) | n - x0 | s x - s sigma F |
+    | "edm" (EDM only) | raw output of an EDM network | c_skip x + c_out F |
+
+    A network that is itself a denoiser D(x, sigma), such as EDM's released ones, is predicts="x0",
+    schedule="ve". If it returns twice the channels, the second half (a learned variance) is dropped.
+
+    Args:
+        net: A module or any callable; its output is a tensor, or has one as `.sample` or `[0]`.
+        predicts: One of "eps", "v", "x0", "score", "flow", "edm".
+        schedule: A name of the table, or the cumulative products abar (T,) of a VP network.
+        shape: One sample, channels first; None where the network takes any size.
+        data_range: What 0 and 1 of the data were mapped to when the network was trained.
+        multiple: Axes of free size (None) are reflected to a multiple of this, and cropped again.
+            Axes of fixed size are taken as they are.
+        sigma_data: Standard deviation of clean data, normalised units; used by "edm".
+        sigma_min, sigma_max: Narrow or widen the range; by default that of the schedule, at most
+            200 ("ve" and "edm": 0.002 to 80).
+        time_scale: Multiplies the time argument, such as 1000 for flow networks of diffusers.
+
+    Raises:
+        InputError: If an argument is unknown, or predicts and schedule do not go together.
+
+    Example:
+        >>> net = lambda x, t: torch.zeros_like(x)
+        >>> prior = from_network(net, predicts="x0", schedule="ve", shape=(2,))
+        >>> prior.denoise(torch.ones(1, 2), 0.5), prior.to_data(torch.tensor(-1.0))
+        (tensor([[0., 0.]]), tensor(0.))
+    """
+    if predicts not in PREDICTS:
+        raise InputError(f"Unknown predicts={predicts!r}: {suggest(str(predicts), PREDICTS)}")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise InputError(f"Unknown schedule={schedule!r}: {suggest(schedule, SCHEDULES)}")
+        levels = SCHEDULES[schedule](sigma_data)
+    else:
+        levels = VP(schedule)
+    if predicts not in levels.predicts:
+        name = schedule if isinstance(schedule, str) else "alphas_bar"
+        hint = " A velocity n - x0 is predicts='flow'." if name == "flow" else ""
+        raise InputError(
+            f"predicts={predicts!r} has no meaning with schedule {name!r}; "
+            f"choose one of: {', '.join(levels.predicts)}.{hint}"
+        )
+    low, high = data_range
+    if not low < high:
+        raise InputError(f"data_range must be (low, high) with low < high, got {data_range}.")
+    if multiple < 1:
+        raise InputError(f"multiple must be at least 1, got {multiple}.")
+    smallest = levels.sigma_min if sigma_min is None else float(sigma_min)
+    largest = (
+        min(levels.sigma_max, LARGEST_USEFUL_SIGMA) if sigma_max is None else float(sigma_max)
+    )
+    if not 0 < smallest < largest < math.inf:
+        raise InputError(
+            f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, "
+            f"got {smallest:.4g} and {largest:.4g}."
+        )
+    return NetworkPrior(
+        net,
+        predicts,
+        levels,
+        tuple(shape),
+        scale=1 / (high - low),
+        shift=-low / (high - low),
+        multiple=multiple,
+        sigma_data=sigma_data,
+        sigma_min=smallest,
+        sigma_max=largest,
+        time_scale=time_scale,
+    )
