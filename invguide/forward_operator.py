@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from invguide.errors import ShapeError
 from invguide.prior import per_sample
+
+if TYPE_CHECKING:
+    from invguide.certificate import Certificate
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -25,35 +28,52 @@ def norm(a: Tensor) -> Tensor:
 
 
 def conjugate_gradient(
-    matvec: Callable[[Tensor], Tensor], rhs: Tensor, *, max_iterations: int = 100, tolerance: float = 1e-6
+    matvec: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    *,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    max_iterations: int = 100,
+    tolerance: float = 1e-6,
 ) -> Tensor:
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
 
     A sample that has converged (residual below tolerance * |rhs|) is frozen, so that its answer does not depend
     on how long its neighbours in the batch take.
+
+    Args:
+        matvec: The map, (B, ...) -> (B, ...).
+        rhs: Right-hand sides, (B, ...).
+        precondition: A cheap approximate inverse of the map, itself symmetric positive definite.
+        max_iterations: Stop here even where the tolerance is not reached.
+        tolerance: Relative to |rhs|, per sample.
     """
-    x = torch.zeros_like(rhs)
-    residual, direction = rhs.clone(), rhs.clone()
-    square = inner(residual, residual)
-    goal = tolerance**2 * square
+    x, residual = torch.zeros_like(rhs), rhs
+    image = residual if precondition is None else precondition(residual)
+    direction, product = image, inner(residual, image)
+    goal = tolerance * norm(rhs)
     for _ in range(max_iterations):
-        active = square > goal
+        active = norm(residual) > goal
         if not bool(active.any()):
             break
-        image = matvec(direction)
-        curvature = inner(direction, image)
-        length = torch.where(active & (curvature > 0), square / curvature.clamp_min(1e-300), 0.0).to(curvature.dtype)
-        x = x + per_sample(length, x).to(x.dtype) * direction
-        residual = residual - per_sample(length, residual).to(residual.dtype) * image
-        new_square = torch.where(active, inner(residual, residual), square)
-        ratio = torch.where(active, new_square / square.clamp_min(1e-300), 0.0).to(curvature.dtype)
-        direction = residual + per_sample(ratio, residual).to(residual.dtype) * direction
-        square = new_square
+        mapped = matvec(direction)
+        curvature = inner(direction, mapped)
+        length = torch.where(active & (curvature > 0), product / curvature, 0.0)
+        x = x + per_sample(length, x.real) * direction
+        residual = residual - per_sample(length, x.real) * mapped
+        image = residual if precondition is None else precondition(residual)
+        new_product = inner(residual, image)
+        ratio = torch.where(active, new_product / product, 0.0)
+        direction = image + per_sample(ratio, x.real) * direction
+        product = torch.where(active, new_product, product)
     return x
 
 
 class SVD(NamedTuple):
-    """A = U diag(s) V*, as functions on batches; s is shaped like one spectral vector, zeros allowed."""
+    """A = U diag(s) V*, as functions on batches (B, *s.shape) -> (B, *shape) and back.
+
+    U* U = V* V = I wherever s is not zero; s is real, may be negative, and has the shape of one spectral vector.
+    Where s has fewer elements than x, what V* does not see is part of the null space.
+    """
 
     s: Tensor
     U: Callable[[Tensor], Tensor]
@@ -78,6 +98,28 @@ class Operator(nn.Module, ABC):
         """Return the shape of one x for one y of this shape (no batch axis), or None where it cannot be known."""
         return None
 
+    def check(
+        self,
+        shape: tuple[int, ...] | None = None,
+        x: Tensor | None = None,
+        *,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Certificate:
+        """Examine the operator on clean signals x (B, *shape), or random ones of `shape`; print and return a table."""
+        from invguide.certificate import certify
+
+        certificate = certify(self, shape=shape, x=x, seed=seed)
+        if not quiet:
+            print(certificate)  # noqa: T201
+        return certificate
+
+    def to_deepinv(self, sigma_y: float | None = None) -> Any:
+        """Return a `deepinv.physics.Physics` with this operator and Gaussian noise of sigma_y (None: no noise)."""
+        from invguide.adapters import to_deepinv
+
+        return to_deepinv(self, sigma_y)
+
 
 class LinearOperator(Operator):
     """A linear map with its exact adjoint; the rest has general defaults that a subclass may replace."""
@@ -86,38 +128,44 @@ class LinearOperator(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A* y, (B, *out_shape) -> (B, *in_shape), with <A x, y> = <x, A* y> in the real inner product."""
 
-    @property
-    def svd(self) -> SVD | None:
-        """The singular value decomposition where it is cheap, else None."""
+    def svd(self, x: Tensor) -> SVD | None:
+        """Return the singular value decomposition for signals like x (shape, dtype, device), or None if not cheap."""
         return None
 
     def solve(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
         """Return (A A* + ridge I)^-1 rhs; ridge > 0, scalar or (B,). Spectral where `svd` is known, else CG."""
-        svd = self.svd
-        ridge = per_sample(torch.as_tensor(ridge, device=rhs.device), rhs.real if rhs.is_complex() else rhs)
+        svd = self._svd_for(rhs)
         if svd is None:
-            return conjugate_gradient(lambda v: self.forward(self.adjoint(v)) + ridge * v, rhs)
+            damping = per_sample(ridge, rhs.real)
+            return conjugate_gradient(lambda v: self.forward(self.adjoint(v)) + damping * v, rhs)
         spectral = svd.U_adjoint(rhs)
-        if ridge.ndim:
-            ridge = ridge.reshape(-1, *(1,) * (spectral.ndim - 1))
-        # U U* need not be the identity: what of rhs lies outside its range is only divided by the ridge.
-        outside = rhs - svd.U(spectral)
-        return svd.U(spectral / (svd.s.abs() ** 2 + ridge)) + outside / per_sample(ridge.flatten(), outside)
+        solution = svd.U(spectral / (svd.s**2 + per_sample(ridge, spectral.real)))
+        if svd.s.numel() == rhs[0].numel():
+            return solution  # U is square, so nothing lies outside its range
+        return solution + (rhs - svd.U(spectral)) / per_sample(ridge, rhs.real)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else regularised CG (1e-6)."""
-        svd = self.svd
+        """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else CG on A* A x = A* y.
+
+        Directions whose singular value is below 1e-6 of the largest are left out. CG stops at a relative residual of
+        1e-6 or after 100 iterations, which damps such directions too.
+        """
+        svd = self._svd_for(y)
         if svd is None:
-            return self.adjoint(self.solve(y, 1e-6))
-        cut = 1e-6 * svd.s.abs().max()
-        inverse = torch.where(svd.s.abs() > cut, 1 / svd.s.where(svd.s.abs() > cut, torch.ones_like(svd.s)), 0)
-        return svd.V(inverse * svd.U_adjoint(y))
+            return conjugate_gradient(lambda v: self.adjoint(self.forward(v)), self.adjoint(y))
+        kept = svd.s.abs() > 1e-6 * svd.s.abs().max()
+        return svd.V(torch.where(kept, 1 / torch.where(kept, svd.s, 1), 0) * svd.U_adjoint(y))
+
+    def _svd_for(self, y: Tensor) -> SVD | None:
+        shape = self.input_shape(tuple(y.shape[1:]))
+        return None if shape is None else self.svd(y.real.new_empty((1, *shape)))
 
 
 def check_batch(operator: Operator, x: Tensor, y: Tensor) -> None:
     """Raise ShapeError unless the operator kept the batch axis."""
-    if not isinstance(y, Tensor) or y.ndim == 0 or y.shape[0] != x.shape[0]:
-        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    tensor = isinstance(y, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]  (users return anything)
+    if not tensor or y.ndim == 0 or y.shape[0] != x.shape[0]:
+        got = tuple(y.shape) if tensor else type(y).__name__
         raise ShapeError(
             f"{type(operator).__name__} was given {x.shape[0]} samples of shape {tuple(x.shape[1:])} and returned "
             f"{got}; expected a tensor whose first axis is the batch ({x.shape[0]}). Keep the batch axis in forward."

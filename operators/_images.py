@@ -1,0 +1,59 @@
+"""Checks that several image operators share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError, ShapeError, suggest
+
+
+def check_images(
+    owner: object, x: Tensor, *, channels: int | None = None, minimum: tuple[int, int] = (1, 1)
+) -> None:
+    """Raise unless x is a real floating batch (B, C, H, W) with these channels and at least `minimum` pixels."""
+    name, shape = type(owner).__name__, tuple(x.shape)
+    if x.ndim != 4:
+        fix = "add the batch axis with x[None]" if x.ndim == 3 else "batch and channels come first"
+        raise ShapeError(
+            f"{name} was given a tensor of shape {shape}; expected images (B, C, H, W): {fix}"
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"{name} was given {x.dtype} values; expected real floating-point images: x.float() / 255"
+        )
+    if channels is not None and shape[1] != channels:
+        raise ShapeError(
+            f"{name} was given images of shape {shape}; expected {channels} channels: (B, {channels}, H, W)"
+        )
+    if shape[2] < minimum[0] or shape[3] < minimum[1]:
+        raise ShapeError(
+            f"{name} was given images of {shape[2]} x {shape[3]} pixels; it needs at least "
+            f"{minimum[0]} x {minimum[1]}: use a smaller kernel or a larger image"
+        )
+
+
+def check_choice(owner: object, argument: str, value: str, options: tuple[str, ...]) -> str:
+    if value not in options:
+        raise InputError(
+            f"{type(owner).__name__}: {argument}={value!r}; {suggest(str(value), options)}"
+        )
+    return value
+
+
+def check_positive(owner: object, argument: str, value: float, unit: str = "") -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (value > 0 and math.isfinite(value))
+    ):
+        expected = f"a positive number of {unit}" if unit else "a positive number"
+        raise InputError(f"{type(owner).__name__}: {argument}={value!r}; expected {expected}")
+    return float(value)
+
+
+def smooth_power(x: Tensor, exponent: float) -> Tensor:
+    """Return sign(x) |x|^exponent, smoothed below 1e-3 so that the gradient is finite at zero."""
+    return x if exponent == 1 else x * torch.sqrt(x**2 + 1e-6) ** (exponent - 1)

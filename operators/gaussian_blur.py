@@ -1,0 +1,45 @@
+"""Blur by a Gaussian, as of a lens out of focus."""
+
+from __future__ import annotations
+
+import math
+
+from ._images import check_choice, check_positive
+from ._separable import PADDINGS, Filter, Padding, SeparableOperator
+
+
+class GaussianBlur(SeparableOperator):
+    """Convolution with a Gaussian, cut off at four standard deviations and normalised.
+
+    Args:
+        sigma: Standard deviation in pixels.
+        padding: How the image goes on beyond its edges. "reflect" (the edge pixel repeated, as in
+            `scipy.ndimage`) and "circular" keep the size; "valid" keeps only what needs no guess.
+
+    Raises:
+        InputError: sigma is not a positive number; unknown padding.
+        ShapeError: Not images (B, C, H, W), or with "valid" smaller than the kernel.
+
+    Example:
+        >>> GaussianBlur(sigma=1.5)(torch.ones(1, 3, 8, 10)).shape
+        torch.Size([1, 3, 8, 10])
+    """
+
+    def __init__(self, sigma: float, padding: Padding = "reflect") -> None:
+        super().__init__()
+        self.sigma = check_positive(self, "sigma", sigma, "pixels")
+        self.padding = check_choice(self, "padding", padding, PADDINGS)
+        radius = max(1, int(4 * self.sigma + 0.5))
+        weights = [math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)]
+        total = math.fsum(weights)
+        self._filter = Filter(tuple(w / total for w in weights), padding=padding)
+        self.minimum = len(weights) if padding == "valid" else 1
+
+    def filter(self, size: int) -> Filter:
+        return self._filter
+
+    def input_size(self, size: int, axis: int) -> int:
+        return size + self.minimum - 1
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}, padding={self.padding!r}"
