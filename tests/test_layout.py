@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -155,7 +156,6 @@ def test_layers_are_kept():
     [
         ("solvers/planted_a.py", "from invguide.operators import planted_b"),
         ("solvers/planted_a.py", "from invguide.solvers import planted_b"),
-        ("operators/planted_a.py", "from invguide.operators import planted_b"),
         ("operators/planted_a.py", "from invguide.priors import unet"),
         ("invguide/prior.py", "from invguide.solvers import planted_b"),
         ("invguide/prior.py", "import invguide.api"),
@@ -180,3 +180,53 @@ def test_a_planted_violation_is_found(tmp_path: Path, module: str, line: str):
     assert run.returncode == 1, run.stdout + run.stderr
     assert "BROKEN" in run.stdout
     assert "planted" in run.stdout or "invguide.api" in run.stdout
+
+
+def public_siblings(text: str, folder: str, own: str) -> set[str]:
+    """Names of public modules of the same folder that a module's text imports, in any form."""
+    package, found = f"invguide.{folder}", set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            base = f"{package}.{base}".rstrip(".") if node.level else base
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        parts = [
+            n.removeprefix(package + ".").split(".")[0]
+            for n in names
+            if n.startswith(package + ".")
+        ]
+        found |= {name for name in parts if not name.startswith("_") and name != own}
+    return found
+
+
+@pytest.mark.parametrize("folder", LINKS)
+def test_one_algorithm_per_file_and_none_imports_another(folder: str):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if path.name != "__init__.py":
+            siblings = public_siblings(path.read_text("utf-8"), folder, path.stem)
+            assert not siblings, (
+                f"{path.relative_to(ROOT)} imports {siblings}; share through a private `_name.py`"
+            )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from invguide.operators import other",
+        "from invguide.operators import Other",
+        "from invguide.operators.other import Other",
+        "import invguide.operators.other as o",
+        "from . import other",
+        "from .other import Other",
+        "def f():\n    from .other import Other",
+    ],
+)
+def test_an_import_of_another_operator_is_found(line: str):
+    assert public_siblings(line, "operators", "mine")
+    assert not public_siblings(
+        line.replace("other", "_other").replace("Other", "_Other"), "operators", "mine"
+    )

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("operators", "solvers")
-DATA = (".json", ".md", ".npz", ".png", ".safetensors")
+DATA = (".jpg", ".json", ".md", ".npz", ".png", ".safetensors")
 
 
 def call(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -103,7 +103,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_every_file(wheel: Path):
     names = names_in(wheel)
-    assert not expected_files() - names
+    assert sorted(expected_files() - names) == []
     content = {name for name in names if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in content} == {"invguide"}, "nothing else at top level"
     assert any(name.endswith("licenses/LICENSE") for name in names)
