@@ -1,0 +1,48 @@
+"""The examples of CONTRIBUTING.md run as written and fit together."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+
+# In an interpreter of its own: a solver class enters the registry when it is defined.
+USE = """
+import torch
+from invguide.driver import run
+from invguide.likelihood import Likelihood
+from invguide.problem import Problem
+from invguide.solvers import Unconditional
+
+x, y = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+A, prior = Flip(), White()
+dot = ((A(x) * y).sum() - (x * A.adjoint(y)).sum()).abs() / (x.norm() * y.norm())
+assert dot < 1e-6, dot
+assert A(x).ne(x).any()
+assert torch.allclose(prior.denoise(x, torch.tensor([1.0, 3.0])), x / torch.tensor([2.0, 10.0]).view(2, 1, 1, 1))
+
+y = A(x) + 0.1 * torch.randn_like(x)
+problem = Problem(prior, Likelihood(A, y, 0.1))
+result = run(ProximalFlow(num_steps=20), problem, 2, seed=0, progress=False)
+assert result.samples.shape == (2, 2, 3, 4, 5)
+error = (result.samples - x[:, None]).std()
+blind = (run(Unconditional(num_steps=20), problem, 2, seed=0, progress=False).samples - x[:, None]).std()
+assert error < 0.2 < 1 < blind, (error, blind)
+print("done")
+"""
+
+
+def test_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    assert [re.findall(r"^class (\w+)", b, re.MULTILINE)[-1] for b in blocks] == [
+        "Flip",
+        "ProximalFlow",
+        "White",
+    ]
+    code = "\n".join([*blocks, USE])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "done"
