@@ -1,7 +1,15 @@
 """Priors: closed forms to verify with, and adapters that turn a network into a denoiser."""
 
+from invguide.priors.field import FieldPosterior, GaussianField
 from invguide.priors.gaussian import Gaussian
 from invguide.priors.mixture import GaussianMixture
 from invguide.priors.network import NetworkPrior, from_network
 
-__all__ = ["Gaussian", "GaussianMixture", "NetworkPrior", "from_network"]
+__all__ = [
+    "FieldPosterior",
+    "Gaussian",
+    "GaussianField",
+    "GaussianMixture",
+    "NetworkPrior",
+    "from_network",
+]
