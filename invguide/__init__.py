@@ -1,0 +1,44 @@
+"""invguide: turn any pretrained diffusion model into a solver of inverse problems, with no training."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from invguide import noise, priors
+from invguide.api import guide, load_prior, solve
+from invguide.errors import InvguideError
+from invguide.forward_operator import LinearOperator, Operator
+from invguide.likelihood import Likelihood
+from invguide.prior import Prior
+from invguide.problem import Problem
+from invguide.result import Result
+from invguide.reward import Reward
+from invguide.solver import Solver
+
+if TYPE_CHECKING:
+    from invguide.adapters import as_operator, to_deepinv
+
+__all__ = [
+    "InvguideError",
+    "Likelihood",
+    "LinearOperator",
+    "Operator",
+    "Prior",
+    "Problem",
+    "Result",
+    "Reward",
+    "Solver",
+    "as_operator",
+    "guide",
+    "load_prior",
+    "noise",
+    "priors",
+    "solve",
+    "to_deepinv",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what few need only when asked for, so that `import invguide` stays as fast as torch allows."""
+    if name in ("as_operator", "to_deepinv"):
+        return getattr(import_module("invguide.adapters"), name)
+    raise AttributeError(f"module 'invguide' has no attribute {name!r}")

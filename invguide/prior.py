@@ -20,6 +20,7 @@ class Prior(nn.Module, ABC):
     Attributes:
         shape: Shape of one sample, normalised or data; None where any size is accepted.
         sigma_min, sigma_max: Noise levels between which `denoise` is valid, in normalised units.
+        min_size: Smallest height and width that make sense where the shape has None.
         scale, shift: data = scale * normalised + shift.
         sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
     """
@@ -27,6 +28,7 @@ class Prior(nn.Module, ABC):
     shape: tuple[int | None, ...]
     sigma_min: float
     sigma_max: float
+    min_size: int = 1
     scale: float = 1.0
     shift: float = 0.0
     sigma_data: float = 1.0

@@ -16,6 +16,7 @@ from invguide.noise import Gaussian
 from invguide.prior import Prior
 from invguide.proximal import proximal
 from invguide.reward import Reward
+from invguide.schedule import Schedule, make_sigmas
 
 
 @dataclass
@@ -93,6 +94,11 @@ class Problem:
         self.counters.network += len(x)
         return self.prior.denoise(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), **self.condition)
 
+    def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
+        """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
+        sigmas = make_sigmas(schedule, num_steps, self.prior.sigma_min, self.prior.sigma_max)
+        return float(sigmas[k]), float(sigmas[k + 1])
+
     # ---- the target, in normalised units
 
     def evaluate(self, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +138,13 @@ class Problem:
         variance = (torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale) ** 2
         return self.prior.to_normalised(proximal(self.likelihood, self.prior.to_data(x0), variance))
 
+    def blank_estimate(self) -> Tensor:
+        """The proximal point of a blank signal under a white prior of the data's size: a first guess, (B, *shape)."""
+        assert self.likelihood is not None
+        y = self.likelihood.y
+        blank = torch.zeros(len(y), *self.shape, dtype=y.real.dtype, device=y.device)
+        return self.prox(blank, self.prior.sigma_data)
+
     @property
     def sigma_y(self) -> Tensor | None:
         """Noise standard deviation of each row divided by the data scale, (B,), where it is one number; else None."""
@@ -139,6 +152,12 @@ class Problem:
         if not isinstance(noise, Gaussian) or noise.sigma_y[0].numel() != 1:
             return None
         return noise.sigma_y.flatten() / self.prior.scale
+
+    def require_sigma_y(self, who: str) -> Tensor:
+        """Return `sigma_y`, or raise InputError on behalf of `who`."""
+        if self.sigma_y is None:
+            raise InputError(f"{who} is defined for Gaussian noise with one sigma_y per measurement only")
+        return self.sigma_y
 
     @property
     def linear(self) -> bool:
@@ -175,6 +194,12 @@ def _resolve_shape(
     fits = len(known) == len(prior.shape) and all(p in (None, n) for p, n in zip(prior.shape, known, strict=True))
     if not fits:
         raise ShapeError(f"x would have shape {known}, but the prior was trained on {prior.shape}; resize or tile y")
+    small = [n for n, p in zip(known, prior.shape, strict=True) if p is None and n < prior.min_size]
+    if small:
+        raise ShapeError(
+            f"x would have shape {known}, but this prior needs at least {prior.min_size} along each free axis; "
+            "enlarge the picture first, or use a prior made for small ones"
+        )
     return known
 
 

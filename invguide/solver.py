@@ -48,9 +48,7 @@ class Solver(ABC, Generic[State]):
         if "requires" in cls.__dict__:
             Solver.registry[cls.__name__] = cls
 
-    @property
-    @abstractmethod
-    def num_steps(self) -> int: ...
+    num_steps: int = 100
 
     @abstractmethod
     def init(self, problem: Problem, noise: Noise) -> State:

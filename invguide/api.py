@@ -1,0 +1,176 @@
+"""The front door: strings, callables and foreign objects become ours here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide import driver
+from invguide.errors import CompatibilityError, InputError, ShapeError, suggest
+from invguide.forward_operator import check_batch
+from invguide.likelihood import Likelihood
+from invguide.noise import NoiseModel
+from invguide.prior import Prior
+from invguide.problem import Problem
+from invguide.result import Result
+from invguide.reward import FunctionReward, Reward
+from invguide.solver import Solver, missing_abilities
+
+# What `solver="auto"` tries, best measured first (README, table of restorations).
+AUTO = ("HQS", "RED-diff", "DPS")
+
+
+def load_prior(where: str | Path | Prior) -> Prior:
+    """Return a prior: the name of an embedded one ("natural", "natural-tiny"), or a Prior as it is.
+
+    Raises:
+        InputError: Unknown name (the nearest one is suggested).
+        CheckpointError: The weights are damaged.
+    """
+    if isinstance(where, Prior):
+        return where
+    from invguide.priors.embedded import load_embedded
+
+    return load_embedded(str(where))
+
+
+def make_solver(solver: str | Solver[Any], **settings: Any) -> Solver[Any]:
+    """Return a solver by name ("dps", "red-diff", ... in any spelling), with its defaults or these settings."""
+    if isinstance(solver, Solver):
+        return solver
+    import invguide.solvers  # noqa: F401  fills the registry
+
+    names = {_plain(name): kind for name, kind in Solver.registry.items()}
+    if _plain(solver) not in names:
+        raise InputError(f"unknown solver {solver!r}; {suggest(solver, [*Solver.registry, 'auto'])}")
+    return names[_plain(solver)](**settings)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def choose_solver(problem: Problem) -> Solver[Any]:
+    """Return the best measured solver that this problem allows, with its defaults."""
+    for name in AUTO:
+        solver = make_solver(name)
+        if not missing_abilities(solver.requires, problem):
+            return solver
+    for _name, kind in sorted(Solver.registry.items()):
+        if kind.requires.target != "none" and not missing_abilities(kind.requires, problem):
+            return kind()
+    raise CompatibilityError(
+        "no solver at hand works on this problem: the operator or reward is a black box; make it differentiable "
+        "(torch operations only), or give a solver object made for black boxes"
+    )
+
+
+def solve(
+    y: Tensor | np.ndarray,
+    operator: Any,
+    prior: Prior | str,
+    *,
+    sigma_y: Tensor | float | None = None,
+    noise: NoiseModel | Callable[..., Tensor] | None = None,
+    solver: Solver[Any] | str = "auto",
+    num_samples: int = 1,
+    shape: tuple[int, ...] | None = None,
+    condition: dict[str, Tensor] | None = None,
+    truth: Tensor | np.ndarray | None = None,
+    **run: Any,
+) -> Result:
+    """Draw samples of x given a measurement y = operator(x) + noise.
+
+    Args:
+        y: Measurements, batched: (B, *y_shape).
+        operator: An Operator, a torch callable or module, a deepinv Physics (its noise level is read), or a numpy
+            function (a black box). Works in data units, batch first.
+        prior: A prior, or the name of an embedded one.
+        sigma_y: Gaussian noise standard deviation in measurement units: a number or per element.
+        noise: Another noise law, or a callable log density, in place of sigma_y.
+        solver: A solver, its name, or "auto": the best measured one that the operator allows.
+        num_samples: Samples per measurement.
+        shape: Shape of one x, where neither prior nor operator knows it.
+        condition: Keywords of a conditional prior, one row per measurement.
+        truth: The clean signals (B, *shape), if known; only adds `metrics` to the result.
+        run: Further arguments of `invguide.driver.run`: seed, batch_size, device, checkpoint, ...
+
+    Returns:
+        Result: samples (B, num_samples, *shape) in data units, and their summary.
+
+    Raises:
+        InputError: Whatever is wrong with the arguments, before the first network call.
+        DivergenceError: A sample diverged.
+    """
+    from invguide.adapters import as_operator
+
+    prior = load_prior(prior)
+    operator = as_operator(operator)
+    if noise is not None and sigma_y is not None:
+        raise InputError("both sigma_y and noise are given; give one")
+    law = sigma_y if noise is None else noise
+    if law is None:
+        law = getattr(operator, "noise", None)
+    if law is None:
+        raise InputError("the noise level is unknown; pass sigma_y=..., in the units of y, or noise=...")
+    likelihood = Likelihood(operator, torch.as_tensor(y), law)
+    problem = Problem(prior, likelihood, shape=shape, condition=condition)
+    _probe(problem)
+    chosen = choose_solver(problem) if solver == "auto" else make_solver(solver)
+    result = driver.run(chosen, problem, num_samples, **run)
+    if truth is not None:
+        from invguide.metrics import compare
+
+        result.metrics = compare(result, torch.as_tensor(truth))
+    return result
+
+
+def guide(
+    prior: Prior | str,
+    reward: Reward | Callable[[Tensor], Tensor],
+    *,
+    solver: Solver[Any] | str = "dps",
+    num_samples: int = 1,
+    shape: tuple[int, ...] | None = None,
+    condition: dict[str, Tensor] | None = None,
+    **run: Any,
+) -> Result:
+    """Draw samples of the prior tilted by exp(reward).
+
+    Args:
+        prior: A prior, or the name of an embedded one.
+        reward: Callable (N, *shape) -> (N,) in data units, higher is better.
+        solver: A solver or its name.
+        num_samples, shape, condition, run: As for `solve`.
+    """
+    prior = load_prior(prior)
+    if not isinstance(reward, Reward):
+        reward = FunctionReward(reward, differentiable=True)
+    problem = Problem(prior, reward=reward, shape=shape, condition=condition)
+    return driver.run(make_solver(solver), problem, num_samples, **run)
+
+
+def _probe(problem: Problem) -> None:
+    """Run a cheap operator once on blank signals, so that wrong shapes are found before any network call."""
+    likelihood = problem.likelihood
+    assert likelihood is not None
+    if not likelihood.operator.differentiable:
+        return
+    y = likelihood.y
+    blank = torch.full((len(y), *problem.shape), problem.prior.shift, dtype=y.real.dtype, device=y.device)
+    with torch.no_grad():
+        predicted = likelihood.operator.to(y.device)(blank)
+    check_batch(likelihood.operator, blank, predicted)
+    if predicted.shape != y.shape:
+        hint = ""
+        if predicted.shape[1:] == y.shape:
+            hint = "; y lacks its batch axis: pass y[None]"
+        raise ShapeError(
+            f"{type(likelihood.operator).__name__} maps x {tuple(problem.shape)} to {tuple(predicted.shape[1:])}, but y has "
+            f"shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
+        )

@@ -1,0 +1,85 @@
+"""What a run returns: samples in data units, their summary, an honest diagnosis, and a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Result:
+    """Outcome of `solve`, `guide` or `driver.run`; all arrays on the CPU, data units.
+
+    Attributes:
+        samples: (B, num_samples, *shape); rows of failed samples are NaN.
+        chi2: Mean of |y - A x|^2 / sigma_y^2 per sample, (B, num_samples); near 1 where a sample explains y to
+            within its noise, NaN where no noise level is known.
+        log_prob: Log target per sample up to a constant, (B, num_samples).
+        status: "ok", "dropped: ..." or "interrupted" for each sample, [B][num_samples].
+        nfe: Network calls per sample.
+        seconds: Wall time, over all resumed parts.
+        manifest: Settings, seeds, versions and fingerprints, ready for JSON.
+        metrics: Where a truth was given: name -> (B,) or (B, num_samples).
+    """
+
+    samples: Tensor
+    chi2: Tensor
+    log_prob: Tensor
+    status: list[list[str]]
+    nfe: float
+    seconds: float
+    manifest: dict[str, Any]
+    y: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> Tensor:
+        """(B, num_samples) booleans: which samples are there."""
+        return torch.tensor([[s == "ok" for s in row] for row in self.status])
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, *shape), over the finished samples; NaN where there is none."""
+        return torch.nanmean(self.samples, dim=1)
+
+    @property
+    def std(self) -> Tensor:
+        """(B, *shape), unbiased, over the finished samples; NaN where there are fewer than two."""
+        count = self.finished.sum(1).reshape(-1, *(1,) * (self.samples.ndim - 2))
+        square = torch.nanmean((self.samples - self.mean[:, None]) ** 2, dim=1)
+        return torch.where(count > 1, square * count / (count - 1), float("nan")).sqrt()
+
+    @property
+    def diagnosis(self) -> str:
+        """One line: how many samples there are, and whether they explain the measurement."""
+        done = int(self.finished.sum())
+        text = f"{done} of {self.finished.numel()} samples finished"
+        chi2 = self.chi2[torch.isfinite(self.chi2)]
+        if not len(chi2):
+            return text
+        value = chi2.mean().item()
+        if value < 0.5:
+            verdict = "below 1: the measurement's noise is fitted too, or sigma_y is too large"
+        elif value <= 2:
+            verdict = "the samples explain y to within its noise"
+        else:
+            verdict = "above 1: y is not explained; is sigma_y, the operator or the guidance off?"
+        return f"{text}; chi2 {value:.2f}, {verdict}"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write samples.npy, mean.npy, std.npy, chi2.npy, manifest.json, and for images the PNGs and panel.png."""
+        from invguide.report import write_pictures
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("samples", "mean", "std", "chi2"):
+            np.save(folder / f"{name}.npy", getattr(self, name).numpy())
+        write_pictures(self, folder)
+        (folder / "manifest.json").write_text(json.dumps(self.manifest, indent=2, default=str) + "\n")
+        return folder

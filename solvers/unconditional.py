@@ -1,0 +1,65 @@
+"""Samples of the prior itself: the control that every other solver is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from invguide.problem import Problem
+from invguide.reverse import ddim
+from invguide.rng import Noise
+from invguide.schedule import Schedule
+from invguide.solver import Requires, Solver
+
+
+class UnconditionalState(NamedTuple):
+    x: Tensor  # (B, *shape) at the current level
+    denoised: Tensor  # (B, *shape), D of the last level visited
+
+
+class UnconditionalInfo(NamedTuple):
+    sigma: float
+    denoised: Tensor
+
+
+@dataclass(frozen=True)
+class Unconditional(Solver[UnconditionalState]):
+    """Draw from the prior, ignoring the measurement.
+
+    Algorithm:
+        x <- DDIM_eta(x, D(x; a), a -> b) down the schedule; eta = 1 is ancestral sampling, eta = 0 the
+        probability-flow ODE by Euler's method.
+
+    Source:
+        Ho et al. 2020, arXiv 2006.11239, alg. 2; Song et al. 2020, arXiv 2010.02502, eq. 12; in the unscaled
+        coordinates of Karras et al. 2022, arXiv 2206.00364.
+
+    Differences:
+        none
+
+    Bias:
+        Exact in the limit of many steps. With few, ancestral steps are under-dispersed (they ignore Var[x0 | x]).
+    """
+
+    requires: ClassVar[Requires] = Requires(target="none", gradient=False)
+
+    num_steps: int = 100
+    eta: float = 1.0
+    schedule: Schedule = "karras"
+
+    def init(self, problem: Problem, noise: Noise) -> UnconditionalState:
+        x = problem.prior.sigma_max * noise("init")
+        return UnconditionalState(x, x.new_zeros(x.shape))
+
+    def step(
+        self, problem: Problem, state: UnconditionalState, k: int, noise: Noise
+    ) -> tuple[UnconditionalState, UnconditionalInfo]:
+        a, b = problem.levels(self.schedule, self.num_steps, k)
+        denoised = problem.denoise(state.x, a)
+        x = ddim(state.x, denoised, a, b, noise(), self.eta)
+        return UnconditionalState(x, denoised), UnconditionalInfo(a, denoised)
+
+    def estimate(self, state: UnconditionalState) -> Tensor:
+        return state.denoised
