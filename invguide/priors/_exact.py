@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.prior import Prior
 
-Array = Tensor | Sequence | float
+Array = Tensor | np.ndarray | Sequence | float
 
 
 def as_double(value: Array, name: str) -> Tensor:
@@ -63,10 +64,11 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def normal(shape: tuple[int, ...], seed: torch.Generator, like: Tensor) -> Tensor:
-    """Standard normals of the type and device of `like`, drawn on the generator's device."""
-    draw = torch.randn(shape, generator=seed, dtype=torch.float64, device=seed.device)
-    return draw.to(like)
+def normal(shape: tuple[int, ...], source: torch.Generator, like: Tensor) -> Tensor:
+    """Standard normals of the type and device of `like`, both parts of complex numbers."""
+    parts = (*shape, 2) if like.is_complex() else shape
+    draw = torch.randn(parts, generator=source, dtype=torch.float64, device=source.device)
+    return (torch.view_as_complex(draw) if like.is_complex() else draw).to(like)
 
 
 class Measurement(NamedTuple):

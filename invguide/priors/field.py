@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, RunError, ShapeError
-from invguide.forward_operator import LinearOperator, conjugate_gradient, norm
+from invguide.forward_operator import LinearOperator, conjugate_gradient, inner, norm
 from invguide.prior import Prior, per_sample
 from invguide.priors._exact import (
     Array,
@@ -174,6 +174,7 @@ class FieldPosterior:
         mean = prior.mean[None]
         predicted = A.forward(prior.to_data(mean))
         self.y = one_measurement(y, predicted.shape[1:], mean)
+        self._check_adjoint()
         self._transfer = self._find_transfer()
         self.mean = (mean + self._correction(self.y - predicted))[0]
 
@@ -181,9 +182,7 @@ class FieldPosterior:
         """Draw n signals, (n, *shape)."""
         source = generator(seed, torch.device("cpu"))
         x = self.prior._draw(n, source)
-        parts = (torch.view_as_real(self.y) if self.y.is_complex() else self.y).contiguous()
-        noise = self.sigma_y * normal((n, *parts.shape[1:]), source, parts)
-        noise = torch.view_as_complex(noise) if self.y.is_complex() else noise
+        noise = self.sigma_y * normal((n, *self.y.shape[1:]), source, self.y)
         return x + self._correction(self.y - self.operator.forward(self.prior.to_data(x)) - noise)
 
     @cached_property
@@ -230,10 +229,23 @@ class FieldPosterior:
         error = (norm(residual - system(dual)) / norm(residual).clamp_min(1e-300)).max()
         if not float(error) < 100 * tolerance:
             raise RunError(
-                f"The posterior's linear system was solved to {float(error):.1e} only; is the "
-                f"adjoint of {type(self.operator).__name__} exact, or sigma_y={self.sigma_y} tiny?"
+                f"The posterior's linear system was solved to a residual of {float(error):.1e} only: "
+                f"sigma_y={self.sigma_y:g} is too small for this operator and spectrum."
             )
         return prior.covariance(prior.scale * self.operator.adjoint(dual))
+
+    def _check_adjoint(self) -> None:
+        """Conjugate gradients would converge to nonsense on a wrong adjoint: test <A x, y> = <x, A* y>."""
+        source = generator(1, torch.device("cpu"))
+        x = normal(tuple(self.prior.mean[None].shape), source, self.prior.spectrum)
+        forward = self.operator.forward(x)
+        y = normal(tuple(forward.shape), source, forward)
+        left, right = inner(forward, y), inner(x, self.operator.adjoint(y))
+        if not bool((left - right).abs() <= 1e-5 * norm(forward) * norm(y)):
+            raise InputError(
+                f"{type(self.operator).__name__}.adjoint is not the adjoint of forward: <A x, y> = "
+                f"{float(left):.6g}, but <x, A* y> = {float(right):.6g} for random x and y."
+            )
 
     def _find_transfer(self) -> Tensor | None:
         """Return the transfer function of the operator, (1, C, *half), if it is a convolution.

@@ -231,7 +231,10 @@ class NetworkPrior(Prior):
         known = any(t.is_floating_point() for t in (*self.parameters(), *self.buffers()))
         dtype = self.dtype if known else x.dtype
         padded = self._pad(x)
-        output = self.net(padded.to(dtype), (self.time_scale * time).to(dtype), **condition)
+        # Half precision would round step 501.3 to 502: time stays at least float32, and networks
+        # cast its embedding.
+        time = (self.time_scale * time).to(torch.promote_types(dtype, torch.float32))
+        output = self.net(padded.to(dtype), time, **condition)
         if not isinstance(output, Tensor):  # diffusers' output classes, or a tuple
             output = output.sample if hasattr(output, "sample") else output[0]
         channels = x.shape[1]
@@ -276,7 +279,8 @@ def from_network(
     """Turn a pretrained network into a Prior.
 
     The network is called as `net(input, time, **condition)`, in evaluation mode, with frozen
-    parameters, in its own floating-point type. `input` is factor * x with x = x0 + sigma n:
+    parameters. `input` is factor * x with x = x0 + sigma n, in the network's own floating-point
+    type; time is at least float32:
 
     | schedule | factor | time (B,) |
     | --- | --- | --- |

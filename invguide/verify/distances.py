@@ -37,7 +37,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 100, seed: int =
         return float((u - v).abs().mean())
     levels = torch.cat([u, v], dim=1).sort(dim=1).values
     below = [torch.searchsorted(s, levels[:, :-1].contiguous(), right=True) for s in (u, v)]
-    gap = (below[0] / len(a) - below[1] / len(b)).abs()
+    gap = (below[0].double() / len(a) - below[1].double() / len(b)).abs()
     return float((gap * levels.diff(dim=1)).sum(1).mean())
 
 

@@ -83,7 +83,7 @@ class Target:
         name: As printed in tables.
         prior: A closed-form prior.
         operator: Linear, data units.
-        y: One measurement, (1, *y_shape).
+        y: One measurement, (1, m).
         sigma_y: Noise standard deviation, measurement units.
         posterior: p(x | y), normalised units.
     """
@@ -98,7 +98,9 @@ class Target:
     def problem(self, copies: int = 1) -> Problem:
         """Return the problem for the driver, with the measurement repeated `copies` times."""
         y = self.y.expand(copies, *self.y.shape[1:])
-        return Problem(self.prior, Likelihood(self.operator, y, self.sigma_y))
+        # As a tensor of y's type: a plain number would be rounded to the default float32.
+        sigma_y = torch.full_like(y[:, :1], self.sigma_y)
+        return Problem(self.prior, Likelihood(self.operator, y, sigma_y))
 
 
 def _target(
