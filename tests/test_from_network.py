@@ -198,6 +198,18 @@ def test_sigma_above_the_range_is_an_error_and_below_calls_at_sigma_min():
     assert error.abs().max() < 0.2 * stuck.abs().max()  # than if all of it were taken at sigma_min
 
 
+@pytest.mark.parametrize("schedule", ["ve", "edm", "flow"])
+def test_below_the_range_the_clock_stands_still(schedule: str):
+    net = Network("x0", schedule)
+    prior = wrap(net, "x0", schedule)
+    x = torch.randn(3, *SHAPE, dtype=torch.float64)
+    prior.denoise(
+        x, torch.tensor([0.0, prior.sigma_min / 2, prior.sigma_min], dtype=torch.float64)
+    )
+    assert net.times[-1].isfinite().all()
+    assert torch.equal(net.times[-1], net.times[-1][2:].expand(3))
+
+
 def test_zero_terminal_snr_and_exact_ends_are_left_out():
     bar = torch.cat([torch.ones(1), torch.from_numpy(ALPHAS_BAR["table"]), torch.zeros(1)])
     prior = from_network(lambda x, t: t[:, None] + 0 * x, "x0", bar, (3,))
