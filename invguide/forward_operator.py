@@ -31,8 +31,7 @@ def conjugate_gradient(
     matvec: Callable[[Tensor], Tensor],
     rhs: Tensor,
     *,
-    precondition: Callable[[Tensor], Tensor] | None = None,
-    max_iterations: int = 100,
+    max_iterations: int = 500,
     tolerance: float = 1e-6,
 ) -> Tensor:
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
@@ -43,28 +42,25 @@ def conjugate_gradient(
     Args:
         matvec: The map, (B, ...) -> (B, ...).
         rhs: Right-hand sides, (B, ...).
-        precondition: A cheap approximate inverse of the map, itself symmetric positive definite.
         max_iterations: Stop here even where the tolerance is not reached.
         tolerance: Relative to |rhs|, per sample.
     """
-    x, residual = torch.zeros_like(rhs), rhs
-    image = residual if precondition is None else precondition(residual)
-    direction, product = image, inner(residual, image)
-    goal = tolerance * norm(rhs)
+    x, residual, direction = torch.zeros_like(rhs), rhs, rhs
+    square = inner(residual, residual)
+    goal = tolerance * square.sqrt()
     for _ in range(max_iterations):
-        active = norm(residual) > goal
+        active = square.sqrt() > goal
         if not bool(active.any()):
             break
-        mapped = matvec(direction)
-        curvature = inner(direction, mapped)
-        length = torch.where(active & (curvature > 0), product / curvature, 0.0)
+        image = matvec(direction)
+        curvature = inner(direction, image)
+        length = torch.where(active & (curvature > 0), square / curvature, 0.0)
         x = x + per_sample(length, x.real) * direction
-        residual = residual - per_sample(length, x.real) * mapped
-        image = residual if precondition is None else precondition(residual)
-        new_product = inner(residual, image)
-        ratio = torch.where(active, new_product / product, 0.0)
-        direction = image + per_sample(ratio, x.real) * direction
-        product = torch.where(active, new_product, product)
+        residual = residual - per_sample(length, x.real) * image
+        new_square = inner(residual, residual)
+        ratio = torch.where(active, new_square / square, 0.0)
+        direction = residual + per_sample(ratio, x.real) * direction
+        square = torch.where(active, new_square, square)
     return x
 
 
@@ -140,15 +136,15 @@ class LinearOperator(Operator):
             return conjugate_gradient(lambda v: self.forward(self.adjoint(v)) + damping * v, rhs)
         spectral = svd.U_adjoint(rhs)
         solution = svd.U(spectral / (svd.s**2 + per_sample(ridge, spectral.real)))
-        if svd.s.numel() == rhs[0].numel():
-            return solution  # U is square, so nothing lies outside its range
+        if svd.s.numel() >= rhs[0].numel():
+            return solution  # U reaches all of y
         return solution + (rhs - svd.U(spectral)) / per_sample(ridge, rhs.real)
 
     def pinv(self, y: Tensor) -> Tensor:
         """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else CG on A* A x = A* y.
 
         Directions whose singular value is below 1e-6 of the largest are left out. CG stops at a relative residual of
-        1e-6 or after 100 iterations, which damps such directions too.
+        1e-6 or after 500 iterations, which damps such directions too.
         """
         svd = self._svd_for(y)
         if svd is None:

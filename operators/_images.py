@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -52,6 +53,36 @@ def check_positive(owner: object, argument: str, value: float, unit: str = "") -
         expected = f"a positive number of {unit}" if unit else "a positive number"
         raise InputError(f"{type(owner).__name__}: {argument}={value!r}; expected {expected}")
     return float(value)
+
+
+def check_kernel(owner: object, kernel: Tensor) -> Tensor:
+    """Return the kernel (H, W) of odd size, divided by its sum with a warning where that is not 1."""
+    name, kernel = type(owner).__name__, torch.as_tensor(kernel).detach()
+    shape = tuple(kernel.shape)
+    if kernel.ndim != 2 or 0 in shape:
+        raise ShapeError(
+            f"{name}: kernel has shape {shape}; expected two axes (H, W): one kernel for all channels"
+        )
+    if shape[0] % 2 == 0 or shape[1] % 2 == 0:
+        raise ShapeError(
+            f"{name}: kernel has the even size {shape[0]} x {shape[1]}, so no centre pixel; expected odd sizes: "
+            f"pad it by a row or column of zeros"
+        )
+    if kernel.is_complex():
+        raise InputError(f"{name}: kernel is {kernel.dtype}; expected real numbers")
+    kernel = kernel if kernel.is_floating_point() else kernel.to(torch.get_default_dtype())
+    total = kernel.sum().item()
+    if not math.isfinite(total) or abs(total) <= 1e-6 * kernel.abs().sum().item():
+        raise InputError(
+            f"{name}: kernel sums to {total:g}; expected a blur kernel that sums to 1"
+        )
+    if abs(total - 1) > 1e-4:
+        warnings.warn(
+            f"{name}: kernel summed to {total:g} and was divided by it, so that it sums to 1",
+            stacklevel=4,
+        )
+        kernel = kernel / total
+    return kernel.clone()
 
 
 def smooth_power(x: Tensor, exponent: float) -> Tensor:

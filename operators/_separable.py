@@ -7,7 +7,6 @@ is that of its two axes. They depend on the image size, so they are cached outsi
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -38,10 +37,19 @@ class Filter:
     stride: int = 1
     padding: str = "reflect"
 
+    @classmethod
+    def normalised(cls, weights: list[float], stride: int = 1, padding: str = "reflect") -> Filter:
+        total = math.fsum(weights)
+        return cls(tuple(w / total for w in weights), stride, padding)
+
     def output_size(self, size: int) -> int:
         return (
             size - len(self.taps) + 1 if self.padding == "valid" else math.ceil(size / self.stride)
         )
+
+    def input_size(self, size: int) -> int:
+        """Return the pixels of x for this many of y, a multiple of the stride."""
+        return size + len(self.taps) - 1 if self.padding == "valid" else size * self.stride
 
     def matrix(self, size: int) -> Tensor:
         """Return the dense matrix (output_size, size), float64."""
@@ -99,6 +107,14 @@ def axis_matrix(spec: Filter, size: int, dtype: torch.dtype, device: torch.devic
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 @torch.no_grad()
+def cached_eigenbasis(size: int, padding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.device("cpu"):
+        return eigenbasis(size, padding).to(dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+@torch.no_grad()
 def axis_svd(spec: Filter, size: int, dtype: torch.dtype, device: torch.device) -> AxisSVD:
     with torch.device("cpu"):
         matrix = spec.matrix(size)
@@ -117,39 +133,33 @@ def sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
 
 
 class SeparableOperator(LinearOperator):
-    """Base of the filters; a subclass says which filter runs along an axis."""
+    """The same filter along both axes of images (B, C, H, W)."""
 
-    @abstractmethod
-    def filter(self, size: int) -> Filter:
-        """Return the filter for an axis of x with this many pixels."""
+    def __init__(self, spec: Filter) -> None:
+        super().__init__()
+        self.spec = spec
 
-    @abstractmethod
-    def input_size(self, size: int, axis: int) -> int:
-        """Return the pixels of x along axis 0 (rows) or 1 for this many of y."""
-
-    minimum = 1
-
-    def _matrices(self, height: int, width: int, like: Tensor) -> list[Tensor]:
-        return [axis_matrix(self.filter(n), n, like.dtype, like.device) for n in (height, width)]
+    def _check(self, x: Tensor) -> None:
+        needed = len(self.spec.taps) if self.spec.padding == "valid" else 1
+        check_images(self, x, minimum=(needed, needed))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, minimum=(self.minimum, self.minimum))
-        rows, columns = self._matrices(x.shape[-2], x.shape[-1], x)
+        self._check(x)
+        rows, columns = (axis_matrix(self.spec, n, x.dtype, x.device) for n in x.shape[-2:])
         return sandwich(rows, x, columns)
 
     def adjoint(self, y: Tensor) -> Tensor:
         check_images(self, y)
-        height, width = self.input_shape(tuple(y.shape[1:]))[-2:]
-        rows, columns = self._matrices(height, width, y)
+        size = self.input_shape(tuple(y.shape[1:]))[-2:]
+        rows, columns = (axis_matrix(self.spec, n, y.dtype, y.device) for n in size)
         return sandwich(rows.mT, y, columns.mT)
 
     def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...]:
-        *channels, height, width = y_shape
-        return (*channels, self.input_size(height, 0), self.input_size(width, 1))
+        return (*y_shape[:-2], *(self.spec.input_size(n) for n in y_shape[-2:]))
 
     def svd(self, x: Tensor) -> SVD:
-        check_images(self, x, minimum=(self.minimum, self.minimum))
-        rows, columns = (axis_svd(self.filter(n), n, x.dtype, x.device) for n in x.shape[-2:])
+        self._check(x)
+        rows, columns = (axis_svd(self.spec, n, x.dtype, x.device) for n in x.shape[-2:])
         return SVD(
             s=torch.outer(rows.s, columns.s).expand(x.shape[1], -1, -1),
             U=lambda z: sandwich(rows.U, z, columns.U),

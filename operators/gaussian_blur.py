@@ -26,20 +26,11 @@ class GaussianBlur(SeparableOperator):
     """
 
     def __init__(self, sigma: float, padding: Padding = "reflect") -> None:
-        super().__init__()
         self.sigma = check_positive(self, "sigma", sigma, "pixels")
         self.padding = check_choice(self, "padding", padding, PADDINGS)
         radius = max(1, int(4 * self.sigma + 0.5))
         weights = [math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)]
-        total = math.fsum(weights)
-        self._filter = Filter(tuple(w / total for w in weights), padding=padding)
-        self.minimum = len(weights) if padding == "valid" else 1
-
-    def filter(self, size: int) -> Filter:
-        return self._filter
-
-    def input_size(self, size: int, axis: int) -> int:
-        return size + self.minimum - 1
+        super().__init__(Filter.normalised(weights, padding=padding))
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, padding={self.padding!r}"

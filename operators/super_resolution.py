@@ -59,7 +59,6 @@ class SuperResolution(SeparableOperator):
         filter: Literal["bicubic", "box", "gaussian"] = "bicubic",
         size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
             raise InputError(
                 f"SuperResolution: factor={factor!r}; expected an integer of at least 2"
@@ -68,18 +67,12 @@ class SuperResolution(SeparableOperator):
             raise InputError(
                 f"SuperResolution: size={size!r}; expected (height, width) of x in pixels"
             )
-        self.factor, self.size = factor, size
-        self.filter_name = check_choice(self, "filter", filter, tuple(KERNELS))
-        kernel, half_width = KERNELS[filter]
+        kernel, half_width = KERNELS[check_choice(self, "filter", filter, tuple(KERNELS))]
         count = math.ceil(2 * half_width * factor)
-        centre = (count - 1) / 2
-        weights = [kernel((j - centre) / factor) for j in range(count)]
-        total = math.fsum(weights)
-        self._filter = Filter(tuple(w / total for w in weights), stride=factor)
+        weights = [kernel((j - (count - 1) / 2) / factor) for j in range(count)]
+        super().__init__(Filter.normalised(weights, stride=factor))
+        self.factor, self.filter, self.size = factor, filter, size
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def filter(self, size: int) -> Filter:
-        return self._filter
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -91,13 +84,10 @@ class SuperResolution(SeparableOperator):
         self._sizes[y.shape[-2], y.shape[-1]] = (height, width)
         return y
 
-    def input_size(self, size: int, axis: int) -> int:
-        return self.factor * size
-
     def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...]:
         *channels, height, width = y_shape
         default = (self.factor * height, self.factor * width)
         return (*channels, *(self.size or self._sizes.get((height, width), default)))
 
     def extra_repr(self) -> str:
-        return f"factor={self.factor}, filter={self.filter_name!r}"
+        return f"factor={self.factor}, filter={self.filter!r}"

@@ -1,0 +1,369 @@
+"""Foreign forward models as operators, and operators as deepinv physics.
+
+deepinv is imported where it is needed only: it takes longer than torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from invguide.errors import InputError, require
+from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch
+from invguide.noise import Gaussian, NoiseModel, Poisson
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+
+def as_operator(
+    model: Any,
+    *,
+    adjoint: Callable[[Tensor], Tensor] | None = None,
+    shape: tuple[int, ...] | None = None,
+    linear: bool = False,
+) -> Operator:
+    """Return any forward model as an operator.
+
+    Args:
+        model: An Operator (returned as it is), a deepinv Physics, a torch callable or module, or a numpy function,
+            which becomes a black box (`differentiable` is False). Callables map a batch (B, *shape) in data units
+            to a batch (B, *y_shape).
+        adjoint: The exact adjoint of a callable, which is then a LinearOperator.
+        shape: Shape of one x for a callable, where known; it is then tried at once.
+        linear: The torch callable is linear, and its adjoint is taken by automatic differentiation; needs `shape`.
+
+    Raises:
+        InputError: Not a forward model, or one that cannot be called with this shape.
+
+    Example:
+        >>> as_operator(lambda x: x[..., ::2])(torch.ones(1, 1, 4, 4)).shape
+        torch.Size([1, 1, 4, 2])
+    """
+    if isinstance(model, Operator):
+        return model
+    if inspect.isclass(model):
+        raise InputError(
+            f"the operator is the class {model.__name__}; pass an instance, {model.__name__}(...)"
+        )
+    if any(kind.__module__.startswith("deepinv.physics") for kind in type(model).__mro__):
+        return from_deepinv(model)
+    if not callable(model):
+        raise InputError(
+            f"the operator is a {type(model).__name__}; expected an Operator, a callable (B, *shape) -> (B, *y_shape) "
+            f"or a deepinv Physics. For a matrix M pass lambda x: x.flatten(1) @ M.T"
+        )
+    if adjoint is None and linear and shape is None:
+        raise InputError(
+            "linear=True takes the adjoint by automatic differentiation, which needs shape=(...) of one x"
+        )
+    if adjoint is not None or linear:
+        return LinearFunctionOperator(model, adjoint, shape)
+    return FunctionOperator(model, shape)
+
+
+# ---- callables
+
+
+class FunctionOperator(Operator):
+    """A callable on torch tensors or numpy arrays, (B, *shape) -> (B, *y_shape).
+
+    The first call finds out which, and whether gradients reach x; until then `differentiable` is True. Arrays are
+    copies, and come back in the dtype and on the device of x.
+
+    Args:
+        function: The callable.
+        shape: Shape of one x; given, the function is tried at once.
+
+    Raises:
+        InputError: Neither a tensor nor an array can be passed, or something else is returned.
+        ShapeError: The batch axis is not kept.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], shape: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.shape = None if shape is None else tuple(shape)
+        self._numpy = False
+        self._differentiable: bool | None = None
+        if self.shape is not None:
+            self.probe(torch.full((1, *self.shape), 0.5))
+
+    @property
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._differentiable is not False
+
+    def probe(self, x: Tensor) -> None:
+        """Call the function once on x (B, *shape) to find out its kind."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            try:
+                y = self.function(x)
+            except Exception as error:
+                y = self._try_numpy(x, error)
+            self._numpy = not isinstance(y, Tensor)
+            if self._numpy and not isinstance(y, np.ndarray):
+                raise InputError(
+                    f"{self._name} returned {type(y).__name__}; expected one tensor or array (B, *y_shape)"
+                )
+            self._differentiable = isinstance(y, Tensor) and y.requires_grad
+
+    def _try_numpy(self, x: Tensor, error: Exception) -> np.ndarray:
+        try:
+            y = self.function(_to_array(x))
+        except Exception as second:
+            shape = tuple(x.shape)
+            raise InputError(
+                f"{self._name} takes neither a tensor of shape {shape} ({type(error).__name__}: {error}) nor an array "
+                f"({type(second).__name__}: {second}); expected (B, *shape) -> (B, *y_shape)"
+            ) from error
+        if isinstance(y, np.ndarray):
+            return y
+        raise InputError(
+            f"{self._name} returned {type(y).__name__} for an array; expected an array (B, *y_shape)"
+        )
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._differentiable is None:
+            self.probe(x)
+        y = _to_tensor(self.function(_to_array(x)), x) if self._numpy else self.function(x)
+        check_batch(self, x, y)
+        return y
+
+    def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return self.shape
+
+    def extra_repr(self) -> str:
+        return self._name
+
+
+class LinearFunctionOperator(FunctionOperator, LinearOperator):
+    """A linear callable with its adjoint, or with the one that automatic differentiation gives."""
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        adjoint: Callable[[Tensor], Tensor] | None,
+        shape: tuple[int, ...] | None,
+    ) -> None:
+        super().__init__(function, shape)
+        self.adjoint_function = adjoint
+        if adjoint is None and not self.differentiable:
+            raise InputError(
+                f"{self._name} gives no gradient, so its adjoint is unknown; pass adjoint=..."
+            )
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        if self.adjoint_function is not None:
+            return (
+                _to_tensor(self.adjoint_function(_to_array(y)), y)
+                if self._numpy
+                else self.adjoint_function(y)
+            )
+        assert self.shape is not None
+        with torch.enable_grad():
+            x = y.real.new_zeros((len(y), *self.shape), requires_grad=True)
+            (gradient,) = torch.autograd.grad(self.function(x), x, y, create_graph=y.requires_grad)
+        return gradient
+
+
+def _to_array(x: Tensor) -> Any:
+    return x.detach().cpu().numpy().copy()
+
+
+def _to_tensor(y: Any, like: Tensor) -> Tensor:
+    y = torch.as_tensor(np.array(y), device=like.device)
+    return y.to(like.dtype.to_complex() if y.is_complex() else like.dtype)
+
+
+# ---- from deepinv
+
+
+def from_deepinv(physics: Physics) -> Operator:
+    """Return a deepinv physics as an operator; a linear one keeps adjoint, pseudo-inverse and SVD.
+
+    The physics is cloned, and never given keyword arguments, which would overwrite its parameters for good. Its noise
+    model becomes the `noise` of the operator where invguide has the law: one Gaussian sigma or one per measurement, and
+    normalised Poisson; else None.
+    """
+    from deepinv.physics import LinearPhysics
+
+    return (
+        DeepinvLinear(physics) if isinstance(physics, LinearPhysics) else DeepinvOperator(physics)
+    )
+
+
+def _noise_law(model: nn.Module) -> NoiseModel | None:
+    kind = type(model).__name__
+    if kind == "GaussianNoise":
+        sigma: Any = model.sigma
+        if sigma.numel() == 1:
+            return Gaussian(sigma.item()) if sigma.item() > 0 else None
+        return Gaussian(sigma.reshape(-1, 1, 1, 1))
+    if kind == "PoissonNoise" and bool(model.normalize):
+        gain: Any = model.gain
+        return Poisson(gain.item()) if gain.numel() == 1 else None
+    return None
+
+
+class DeepinvOperator(Operator):
+    """A deepinv physics without its noise. Single-precision ones are given, and give back, double by casting."""
+
+    def __init__(self, physics: Physics) -> None:
+        super().__init__()
+        self.physics: Any = physics.clone()
+        self.noise = _noise_law(self.physics.noise_model)
+        # The law is kept above. The module would hold a random generator, which cannot be copied.
+        self.physics.noise_model = nn.Identity()
+
+    def _call(self, function: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+        """Call in the precision that the physics allows, and return that of x."""
+        try:
+            y = function(x)
+        except RuntimeError:
+            if x.dtype not in (torch.float64, torch.complex128):
+                raise
+            y = function(x.to(torch.complex64 if x.is_complex() else torch.float32))
+        if not isinstance(y, Tensor):
+            raise InputError(
+                f"{type(self.physics).__name__} gave a {type(y).__name__}; one tensor is needed. Flatten and join the "
+                f"parts: as_operator(lambda x: torch.cat([part.flatten(1) for part in physics.A(x)], 1))"
+            )
+        precision = x.real.dtype
+        return y.to(precision.to_complex() if y.is_complex() else precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._call(self.physics.A, x)
+        check_batch(self, x, y)
+        return y
+
+    def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        size = getattr(self.physics, "img_size", None)
+        return None if size is None else tuple(size)
+
+    def extra_repr(self) -> str:
+        return type(self.physics).__name__
+
+
+class DeepinvLinear(DeepinvOperator, LinearOperator):
+    """A linear deepinv physics.
+
+    What deepinv calls an SVD is used only as far as it holds: that the adjoints invert U and V is tried for every use,
+    and for `svd` that they keep lengths, which the half spectra of real Fourier transforms (`BlurFFT`) do not.
+    """
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._call(self.physics.A_adjoint, y)
+
+    def _factors(self, z: Tensor) -> tuple[SVD, bool] | None:
+        """Return deepinv's factors for spectra like z (B, ...), and whether they keep lengths; None if wrong."""
+        mask = getattr(self.physics, "mask", None)
+        if (
+            not isinstance(mask, Tensor)
+            or mask.is_complex()
+            or (mask.ndim == z.ndim and len(mask) > 1)
+        ):
+            return None
+        call, p = self._call, self.physics
+        s = mask.to(z.real.dtype).expand(z[:1].shape)[0]
+        V, U = call(p.V, z), call(p.U, z)
+        if not (_close(call(p.V_adjoint, V), z) and _close(call(p.U_adjoint, U), z)):
+            return None
+        svd = SVD(
+            s,
+            U=lambda z: call(p.U, z),
+            U_adjoint=lambda y: call(p.U_adjoint, y),
+            V=lambda z: call(p.V, z),
+            V_adjoint=lambda x: call(p.V_adjoint, x),
+        )
+        return svd, _close(V.norm(), z.norm()) and _close(U.norm(), z.norm())
+
+    @property
+    def _decomposable(self) -> bool:
+        from deepinv.physics import DecomposablePhysics
+
+        return isinstance(self.physics, DecomposablePhysics)
+
+    def svd(self, x: Tensor) -> SVD | None:
+        if not self._decomposable:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(x[:1].shape, generator=generator).to(x)
+        found = self._factors(self._call(self.physics.V_adjoint, probe))
+        return found[0] if found is not None and found[1] else None
+
+    def _svd_for(self, y: Tensor) -> SVD | None:
+        if not self._decomposable:
+            return None
+        found = self._factors(self._call(self.physics.U_adjoint, y[:1]))
+        return None if found is None else found[0]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 1e-4 * b.norm())
+
+
+# ---- to deepinv
+
+
+def to_deepinv(operator: Operator, sigma_y: Tensor | float | None = None) -> Physics:
+    """Return the operator as a `deepinv.physics.Physics`, or `LinearPhysics` with our exact prox and pseudo-inverse.
+
+    Args:
+        operator: The operator; one that came from deepinv returns as it came.
+        sigma_y: Gaussian noise standard deviation, measurement units; None is the operator's own noise, or none.
+    """
+    require("deepinv", "Operator.to_deepinv")
+    from deepinv import physics as dinv
+
+    law = getattr(operator, "noise", None) if sigma_y is None else Gaussian(sigma_y)
+    if isinstance(law, Gaussian):
+        noise_model = dinv.GaussianNoise(
+            law.sigma_y.flatten() if law.sigma_y.numel() > 1 else law.sigma_y.item()
+        )
+    elif isinstance(law, Poisson):
+        noise_model = dinv.PoissonNoise(law.gain)
+    else:
+        noise_model = dinv.ZeroNoise()
+    if isinstance(operator, DeepinvOperator):
+        physics = operator.physics.clone()
+        physics.noise_model = noise_model
+        return physics
+    if isinstance(operator, LinearOperator):
+        return _linear_physics(operator, noise_model)
+    physics = dinv.Physics(A=lambda x, **_: operator(x), noise_model=noise_model)
+    physics.operator = operator  # so that .to(device) reaches it
+    return physics
+
+
+def _linear_physics(operator: LinearOperator, noise_model: Any) -> Physics:
+    from deepinv.physics import LinearPhysics
+
+    class OperatorPhysics(LinearPhysics):
+        def A_dagger(self, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return operator.pinv(y)
+
+        def prox_l2(self, z: Any, y: Tensor, gamma: Any, *args: Any, **kwargs: Any) -> Tensor:
+            ridge = 1 / torch.as_tensor(gamma, dtype=y.real.dtype, device=y.device).flatten()
+            if not isinstance(z, Tensor):  # deepinv passes None or 0 for no z
+                return operator.adjoint(operator.solve(y, ridge))
+            return z + operator.adjoint(operator.solve(y - operator(z), ridge))
+
+    physics = OperatorPhysics(
+        A=lambda x, **_: operator(x),
+        A_adjoint=lambda y, **_: operator.adjoint(y),
+        noise_model=noise_model,
+    )
+    physics.operator = operator  # so that .to(device) reaches it
+    return physics
