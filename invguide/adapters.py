@@ -42,6 +42,7 @@ def as_operator(
         InputError: Not a forward model, or one that cannot be called with this shape.
 
     Example:
+        >>> import torch
         >>> as_operator(lambda x: x[..., ::2])(torch.ones(1, 1, 4, 4)).shape
         torch.Size([1, 1, 4, 2])
     """

@@ -55,6 +55,7 @@ class Filter:
         """Return the dense matrix (output_size, size), float64."""
         rows = torch.arange(self.output_size(size))
         matrix = torch.zeros(len(rows), size, dtype=torch.float64)
+        assert self.padding == "valid" or (self.stride - len(self.taps)) % 2 == 0
         start = 0 if self.padding == "valid" else (self.stride - len(self.taps)) // 2
         for j, tap in enumerate(self.taps):
             column = rows * self.stride + start + j

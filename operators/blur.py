@@ -21,6 +21,7 @@ class Blur(Convolution):
         ShapeError: A kernel of even size or of another rank; an image smaller than the kernel.
 
     Example:
+        >>> import torch
         >>> Blur(torch.full((3, 5), 1 / 15), padding="valid")(torch.ones(1, 3, 8, 10)).shape
         torch.Size([1, 3, 6, 6])
     """

@@ -22,8 +22,9 @@ class Composition(Operator):
         InputError: No operators, or something else.
 
     Example:
-        >>> import invguide.operators as ops
-        >>> camera = Composition(ops.GaussianBlur(sigma=1), ops.SuperResolution(factor=2))
+        >>> import torch
+        >>> from invguide.operators import GaussianBlur, SuperResolution
+        >>> camera = Composition(GaussianBlur(sigma=1), SuperResolution(factor=2))
         >>> camera(torch.ones(1, 3, 8, 12)).shape, isinstance(camera, LinearOperator)
         (torch.Size([1, 3, 4, 6]), True)
     """

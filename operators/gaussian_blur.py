@@ -21,6 +21,7 @@ class GaussianBlur(SeparableOperator):
         ShapeError: Not images (B, C, H, W), or with "valid" smaller than the kernel.
 
     Example:
+        >>> import torch
         >>> GaussianBlur(sigma=1.5)(torch.ones(1, 3, 8, 10)).shape
         torch.Size([1, 3, 8, 10])
     """

@@ -17,6 +17,7 @@ class Grayscale(LinearOperator):
         weights: One per channel; by default the luma of red, green and blue (ITU-R BT.601, as PIL).
 
     Example:
+        >>> import torch
         >>> Grayscale()(torch.ones(1, 3, 4, 6)).shape
         torch.Size([1, 1, 4, 6])
     """

@@ -28,6 +28,7 @@ class HDR(Operator):
         ShapeError: Not images (B, C, H, W).
 
     Example:
+        >>> import torch
         >>> HDR(gain=2)(torch.tensor([0.0, 0.25, 0.5, 1.0]).reshape(1, 1, 1, 4)).flatten()
         tensor([0.0000, 0.5000, 1.0000, 1.0000])
     """

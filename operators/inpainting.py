@@ -26,6 +26,7 @@ class Inpainting(LinearOperator):
         ShapeError: A mask of another rank, or images of another size than the mask.
 
     Example:
+        >>> import torch
         >>> Inpainting.box((3, 8, 8), top=2, left=2, height=4, width=4)(torch.ones(1, 3, 8, 8)).mean()
         tensor(0.7500)
     """

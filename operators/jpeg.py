@@ -14,9 +14,9 @@ class JPEG(Operator):
     """Compress to JPEG and decode, any size, 3 channels (colour, 4:2:0) or 1 (grey); images in [0, 1].
 
     Kornia's differentiable codec: where JPEG rounds a coefficient c to r, it keeps r + (c - r)^3. So the result
-    differs from a file's by about a fifth of the compression error, and the gradient, 3 (c - r)^2 per coefficient, is
-    a quarter of the true slope on average: solvers need a larger guidance scale. Values outside of [0, 1] are coded
-    as they are, which a file cannot; the decoded image is cut off to [0, 1].
+    differs from a file's by a fifth to a half of the compression error, and the gradient, 3 (c - r)^2 per
+    coefficient, is a quarter of the true slope on average: solvers need a larger guidance scale. Values outside of
+    [0, 1] are coded as they are, which a file cannot; the decoded image is cut off to [0, 1].
 
     Args:
         quality: Of the file, 1 (smallest) to 100.
@@ -26,6 +26,7 @@ class JPEG(Operator):
         ShapeError: Not images (B, 3 or 1, H, W).
 
     Example:
+        >>> import torch
         >>> JPEG(quality=30)(torch.rand(2, 3, 20, 33)).shape
         torch.Size([2, 3, 20, 33])
     """

@@ -51,6 +51,7 @@ class MotionBlur(Convolution):
         ShapeError: An image smaller than the line.
 
     Example:
+        >>> import torch
         >>> MotionBlur(length=9, angle=30)(torch.ones(1, 3, 16, 20)).shape
         torch.Size([1, 3, 16, 20])
     """

@@ -26,6 +26,7 @@ class NonlinearBlur(Operator):
         ShapeError: As in `Blur`.
 
     Example:
+        >>> import torch
         >>> NonlinearBlur(torch.full((3, 3), 1 / 9))(torch.rand(1, 3, 8, 10)).shape
         torch.Size([1, 3, 8, 10])
     """

@@ -49,6 +49,7 @@ class SuperResolution(SeparableOperator):
         ShapeError: Not images (B, C, H, W), or of another size than `size`.
 
     Example:
+        >>> import torch
         >>> SuperResolution(factor=4)(torch.ones(1, 3, 32, 48)).shape
         torch.Size([1, 3, 8, 12])
     """
@@ -69,6 +70,9 @@ class SuperResolution(SeparableOperator):
             )
         kernel, half_width = KERNELS[check_choice(self, "filter", filter, tuple(KERNELS))]
         count = math.ceil(2 * half_width * factor)
+        count -= (
+            count - factor
+        ) % 2  # centred on a pixel for odd factors, between two for even ones
         weights = [kernel((j - (count - 1) / 2) / factor) for j in range(count)]
         super().__init__(Filter.normalised(weights, stride=factor))
         self.factor, self.filter, self.size = factor, filter, size
