@@ -230,7 +230,7 @@ class _Loop:
         rms = x0.square().flatten(1).mean(1).sqrt()
         far = ~(rms < 5 * self.problem.prior.sigma_data)
         reference = part.evaluate(torch.zeros_like(x0))[1]
-        worse = (chi2 > 10) & (chi2 > 2 * reference)
+        worse = chi2 > 4 * reference.clamp_min(25.0)
         for i in (far | worse).nonzero().flatten().tolist():
             if self.solver.requires.target == "none" and not far[i]:
                 continue
@@ -340,7 +340,9 @@ def fingerprint(*tensors: Tensor) -> str:
         flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
         stride = max(1, flat.numel() // 65536)
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(flat[::stride].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        values = flat[::stride].cpu()
+        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

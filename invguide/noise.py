@@ -46,7 +46,7 @@ class Gaussian(NoiseModel):
     """
 
     def __init__(self, sigma_y: Tensor | float) -> None:
-        self.sigma_y = torch.as_tensor(sigma_y, dtype=torch.get_default_dtype() if isinstance(sigma_y, float | int) else None)
+        self.sigma_y = torch.as_tensor(sigma_y, dtype=None if isinstance(sigma_y, Tensor) else torch.float64)
 
     def bind(self, y: Tensor) -> Gaussian:
         sigma = self.sigma_y.detach().to(device=y.device, dtype=y.real.dtype)
