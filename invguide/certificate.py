@@ -7,7 +7,6 @@ not one, a gradient that stops on the way, random or non-finite outputs, a chang
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,26 +99,26 @@ class _Examination:
         y = self.measure()
         if y is None:
             return self.certificate
-        self.repetition(y)
-        self.linearity()
-        self.gradient()
-        if isinstance(self.operator, LinearOperator):
-            operator = self.operator
-            for name, examine in {
-                "adjoint": self.adjoint,
-                "svd": self.svd,
-                "solve": self.solve,
-                "pinv": self.pinv,
-            }.items():
-                self.guarded(name, lambda examine=examine: examine(operator, y))
+        examinations = {
+            "rows independent": lambda: self.repetition(y),
+            "linear": self.linearity,
+            "differentiable": self.gradient,
+        }
+        operator = self.operator
+        if isinstance(operator, LinearOperator):
+            examinations |= {
+                "adjoint": lambda: self.adjoint(operator, y),
+                "svd": lambda: self.svd(operator, y),
+                "solve": lambda: self.solve(operator, y),
+                "pinv": lambda: self.pinv(operator, y),
+            }
+        for name, examine in examinations.items():
+            try:
+                examine()
+            except Exception as error:
+                self.add(name, False, f"raises {_brief(error)}")
         self.scale(y)
         return self.certificate
-
-    def guarded(self, name: str, examine: Callable[[], object]) -> None:
-        try:
-            examine()
-        except Exception as error:
-            self.add(name, False, f"raises {_brief(error)}")
 
     def measure(self) -> Tensor | None:
         """Find a precision in which the operator runs; None where no further question makes sense."""
@@ -137,16 +136,12 @@ class _Examination:
                 return self._only_single_rows(x, error)
         if not isinstance(y, Tensor) or y.ndim == 0 or len(y) != len(x):
             got = f"a tensor {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            self.add(
-                "runs", False, f"{tuple(x.shape)} gave {got}; the first axis must stay {len(x)}"
-            )
+            fix = f"the first axis must stay {len(x)}"
+            self.add("runs", False, f"{tuple(x.shape)} gave {got}; {fix}")
             return None
         self.x = x
-        self.add(
-            "runs",
-            True,
-            f"{tuple(x.shape[1:])} -> {tuple(y.shape[1:])}, {y.dtype}".replace("torch.", ""),
-        )
+        dtype = str(y.dtype).removeprefix("torch.")
+        self.add("runs", True, f"{tuple(x.shape[1:])} -> {tuple(y.shape[1:])}, {dtype}")
         y = y.detach()
         if not self.add("finite", *_finite(y)):
             return None
@@ -181,71 +176,55 @@ class _Examination:
         crowd = self.operator(torch.cat([self.x, self.x.flip(0) * 0.5 + 0.1])).detach()[: len(y)]
         worst = max(((alone, y), (crowd, y)), key=lambda pair: _relative(*pair))
         self.add("rows independent", *_difference(*worst, self.tolerance))
-        shared = (
-            y.untyped_storage().data_ptr()
-            == self.operator(x).untyped_storage().data_ptr()
-            == x.data_ptr()
-        )
-        if shared:
+        x = self.x.clone()
+        if self.operator(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             self.add("own memory", None, "y shares the memory of x")
 
     def linearity(self) -> None:
+        declared = isinstance(self.operator, LinearOperator)
         u, v = self.x, self.normal(self.x)
         try:
             image_u, image_v = self.operator(u).detach(), self.operator(v).detach()
             combined = self.operator(0.7 * u - 1.3 * v).detach()
-        except Exception as error:
-            self.add(
-                "linear",
-                None if not isinstance(self.operator, LinearOperator) else False,
-                f"raises {_brief(error)}",
-            )
+        except Exception as error:  # a nonlinear operator may refuse values beyond the data
+            self.add("linear", False if declared else None, f"raises {_brief(error)}")
             return
         defect = norm(combined - 0.7 * image_u + 1.3 * image_v)
-        error = (defect / (norm(image_u) + norm(image_v)).clamp_min(1e-300)).max().item()
+        error = _ratio(defect, norm(image_u) + norm(image_v)).max().item()
         linear = error <= self.tolerance
-        if isinstance(self.operator, LinearOperator):
+        if declared:
             self.add("linear", linear, f"relative defect {error:.1e}")
         elif linear:
-            self.add(
-                "linear",
-                None,
-                "yes, but not declared: a LinearOperator has more and faster solvers",
-            )
+            hint = "yes, but not declared: a LinearOperator has more and faster solvers"
+            self.add("linear", None, hint)
         else:
             self.add("linear", True, f"no (relative defect {error:.1e})")
 
     def gradient(self) -> None:
-        declared = self.operator.differentiable
         x = self.x.clone().requires_grad_()
+        gradient = None
         try:
             y = self.operator(x)
-            reaches = y.requires_grad
-            gradient = (
-                torch.autograd.grad(y, x, self.normal(y.detach()).resolve_conj())[0]
-                if reaches
-                else None
-            )
+            if y.requires_grad:
+                (gradient,) = torch.autograd.grad(y, x, self.normal(y.detach()))
         except Exception as error:
-            self.add("differentiable", not declared, f"raises {_brief(error)}")
+            self.add("differentiable", not self.operator.differentiable, f"raises {_brief(error)}")
             return
         declared = self.operator.differentiable  # a callable knows only after its first call
         if gradient is None:
-            fix = (
-                "; set differentiable = False or remove detach, numpy and in-place steps"
-                if declared
-                else ""
-            )
-            self.add("differentiable", not declared, f"no, the gradient does not reach x{fix}")
-            return
-        if not bool(torch.isfinite(gradient).all()):
-            self.add("differentiable", not declared, "the gradient is not finite")
+            fix = "; set differentiable = False, or remove detach and numpy" if declared else ""
+            text = f"no, the gradient does not reach x{fix}"
+        elif not bool(torch.isfinite(gradient).all()):
+            text = "the gradient is not finite"
         elif not bool(gradient.any()):
-            self.add("differentiable", not declared, "the gradient is zero everywhere")
-        elif not declared:
-            self.add("differentiable", None, "yes, but declared a black box")
-        else:
+            text = "the gradient is zero everywhere"
+        elif declared:
             self.slope()
+            return
+        else:
+            self.add("differentiable", None, "yes, but declared a black box")
+            return
+        self.add("differentiable", not declared, text)
 
     def slope(self) -> None:
         """Directional derivative: automatic against central differences."""
@@ -253,21 +232,17 @@ class _Examination:
         y = self.operator(x)
         weights = y.detach() / norm(y.detach()).max()
         automatic = inner(torch.autograd.grad(y, x, weights)[0], direction)
-        step = 1e-6 if self.tolerance < 1e-6 else 1e-2
+        step, limit = (1e-6, 1e-4) if self.tolerance < 1e-6 else (1e-2, 1e-2)
+        move = step * direction
         with torch.no_grad():
-            change = self.operator(self.x + step * direction) - self.operator(
-                self.x - step * direction
-            )
-        numeric = inner(weights, change / (2 * step))
-        size = norm(change / (2 * step)) * norm(weights)
-        error = ((automatic - numeric).abs() / size.clamp_min(1e-300)).max().item()
-        exact = error <= (1e-4 if self.tolerance < 1e-6 else 1e-2)
+            change = (self.operator(self.x + move) - self.operator(self.x - move)) / (2 * step)
+        size = norm(change) * norm(weights)
+        error = _ratio((automatic - inner(weights, change)).abs(), size).max().item()
         text = f"relative to central differences {error:.1e}"
-        self.add(
-            "differentiable",
-            True if exact else None,
-            text if exact else f"{text}: a surrogate or a rough gradient",
-        )
+        if error <= limit:
+            self.add("differentiable", True, text)
+        else:
+            self.add("differentiable", None, f"{text}: a surrogate or a rough gradient")
 
     def adjoint(self, operator: LinearOperator, y: Tensor) -> None:
         worst = 0.0
@@ -277,16 +252,11 @@ class _Examination:
         for v in (self.normal(y), image):
             back = operator.adjoint(v)
             if back.shape != u.shape:
-                self.add(
-                    "adjoint",
-                    False,
-                    f"has shape {tuple(back.shape[1:])} for x {tuple(u.shape[1:])}",
-                )
+                shapes = f"has shape {tuple(back.shape[1:])} for x {tuple(u.shape[1:])}"
+                self.add("adjoint", False, shapes)
                 return
-            error = (inner(image, v) - inner(u, back)).abs() / (norm(image) * norm(v)).clamp_min(
-                1e-300
-            )
-            worst = max(worst, error.nan_to_num(float("inf")).max().item())
+            error = _ratio((inner(image, v) - inner(u, back)).abs(), norm(image) * norm(v))
+            worst = max(worst, error.max().item())
         self.add("adjoint", worst <= self.tolerance, f"|<Au,v> - <u,A*v>| / |Au||v| = {worst:.1e}")
 
     def svd(self, operator: LinearOperator, y: Tensor) -> None:
@@ -295,52 +265,45 @@ class _Examination:
             self.add("svd", True, "none")
             return
         z = self.normal(svd.V_adjoint(self.x)) * (svd.s != 0)
-        errors = [_relative(svd.U(svd.s * svd.V_adjoint(self.x)), y)]
-        errors += [_relative(svd.V_adjoint(svd.V(z)), z), _relative(svd.U_adjoint(svd.U(z)), z)]
-        worst = max(errors)
-        low, high = svd.s.abs().min().item(), svd.s.abs().max().item()
-        limit = max(1e-6, self.tolerance)
-        self.add(
-            "svd",
-            worst <= limit,
-            f"relative error {worst:.1e}; singular values {low:.2g} to {high:.2g}",
+        error = max(
+            _relative(svd.U(svd.s * svd.V_adjoint(self.x)), y),
+            _relative(svd.V_adjoint(svd.V(z)), z),
+            _relative(svd.U_adjoint(svd.U(z)), z),
         )
+        low, high = svd.s.abs().min().item(), svd.s.abs().max().item()
+        text = f"relative error {error:.1e}; singular values {low:.2g} to {high:.2g}"
+        self.add("svd", error <= max(1e-6, self.tolerance), text)
 
     def solve(self, operator: LinearOperator, y: Tensor) -> None:
         ridge = 1e-2 * (norm(operator.adjoint(y)) / norm(y)).square().mean().item()
         solution = operator.solve(y, ridge)
-        residual = _relative(operator(operator.adjoint(solution)) + ridge * solution, y)
-        self.add(
-            "solve", residual <= max(1e-5, self.tolerance), f"relative residual {residual:.1e}"
-        )
+        error = _relative(operator(operator.adjoint(solution)) + ridge * solution, y)
+        self.add("solve", error <= max(1e-5, self.tolerance), f"relative residual {error:.1e}")
 
     def pinv(self, operator: LinearOperator, y: Tensor) -> None:
         error = _relative(operator(operator.pinv(y)), y)
-        self.add(
-            "pinv",
-            True if error <= max(1e-5, self.tolerance) else None,
-            f"|A A^+ A x - A x| / |A x| = {error:.1e}",
-        )
+        good = True if error <= max(1e-5, self.tolerance) else None
+        self.add("pinv", good, f"|A A^+ A x - A x| / |A x| = {error:.1e}")
 
     def scale(self, y: Tensor) -> None:
-        gain = (norm(y) / norm(self.x).clamp_min(1e-300)).max().item()
+        gain = _ratio(norm(y), norm(self.x)).max().item()
         parts = torch.view_as_real(y) if y.is_complex() else y
-        self.add(
-            "scale",
-            True,
-            f"|A x| / |x| = {gain:.3g}; values {parts.min():.3g} to {parts.max():.3g}",
-        )
+        span = f"values {parts.min():.3g} to {parts.max():.3g}"
+        self.add("scale", True, f"|A x| / |x| = {gain:.3g}; {span}")
         start = time.perf_counter()
         with torch.no_grad():
             self.operator(self.x).sum().item()
-        self.add(
-            "time", True, f"{1e3 * (time.perf_counter() - start) / len(self.x):.3g} ms per sample"
-        )
+        milliseconds = 1e3 * (time.perf_counter() - start) / len(self.x)
+        self.add("time", True, f"{milliseconds:.3g} ms per sample")
+
+
+def _ratio(error: Tensor, size: Tensor) -> Tensor:
+    """error / size, 0 where both are 0 and infinite where either is not finite."""
+    return (error / size.clamp_min(torch.finfo(size.dtype).tiny)).nan_to_num(float("inf"))
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    error = norm(a - b) / norm(b).clamp_min(1e-300)
-    return error.nan_to_num(float("inf")).max().item()
+    return _ratio(norm(a - b), norm(b)).max().item()
 
 
 def _difference(a: Tensor, b: Tensor, tolerance: float) -> tuple[bool, str]:

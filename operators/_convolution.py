@@ -138,9 +138,9 @@ class Convolution(LinearOperator):
         transfer = torch.fft.fft2(self._impulse(x.shape[-2], x.shape[-1]).cpu().double())
         s = transfer.abs()
         s = torch.where(s > 1e-12 * s.max(), s, 0)
-        phase = torch.where(s > 0, torch.sgn(transfer), 1).to(x.device, x.dtype.to_complex())
+        phase = torch.where(s > 0, torch.sgn(transfer), 1).to(x.dtype.to_complex()).to(x.device)
         return SVD(
-            s=s.to(x).expand(x.shape[1], -1, -1),
+            s=s.to(x.dtype).to(x.device).expand(x.shape[1], -1, -1),
             U=lambda z: torch.fft.ifft2(torch.fft.fft2(hartley(z)) * phase).real,
             U_adjoint=lambda y: hartley(torch.fft.ifft2(torch.fft.fft2(y) * phase.conj()).real),
             V=hartley,
@@ -149,15 +149,11 @@ class Convolution(LinearOperator):
 
     def _cosine_svd(self, x: Tensor) -> SVD:
         """The cosine basis of both axes; a kernel tap at (i, j) has the eigenvalues cos(pi k i / H) cos(pi l j / W)."""
-        waves = [
-            torch.cos(
-                math.pi
-                * torch.outer(torch.arange(n).double(), torch.arange(-m, m + 1.0).double())
-                / n
-            )
-            for n, m in zip(x.shape[-2:], self._margins)
-        ]
-        s = sandwich(waves[0], self.kernel.cpu().double(), waves[1]).to(x)
+        waves = []
+        for size, margin in zip(x.shape[-2:], self._margins):
+            k, i = torch.arange(size).double(), torch.arange(-margin, margin + 1).double()
+            waves.append(torch.cos(math.pi / size * torch.outer(k, i)))
+        s = sandwich(waves[0], self.kernel.cpu().double(), waves[1]).to(x.dtype).to(x.device)
         rows, columns = (cached_eigenbasis(n, "reflect", x.dtype, x.device) for n in x.shape[-2:])
 
         def synthesis(z: Tensor) -> Tensor:

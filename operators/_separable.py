@@ -43,9 +43,9 @@ class Filter:
         return cls(tuple(w / total for w in weights), stride, padding)
 
     def output_size(self, size: int) -> int:
-        return (
-            size - len(self.taps) + 1 if self.padding == "valid" else math.ceil(size / self.stride)
-        )
+        if self.padding == "valid":
+            return size - len(self.taps) + 1
+        return math.ceil(size / self.stride)
 
     def input_size(self, size: int) -> int:
         """Return the pixels of x for this many of y, a multiple of the stride."""
@@ -78,10 +78,8 @@ def eigenbasis(size: int, padding: str) -> Tensor:
 
     "reflect": the cosines of the DCT-II. "circular": the real Fourier basis cos + sin (discrete Hartley).
     """
-    n, k = (
-        torch.arange(size, dtype=torch.float64)[:, None],
-        torch.arange(size, dtype=torch.float64),
-    )
+    k = torch.arange(size, dtype=torch.float64)
+    n = k[:, None]
     if padding == "reflect":
         basis = torch.cos(math.pi * (n + 0.5) * k / size) * math.sqrt(2 / size)
         basis[:, 0] /= math.sqrt(2)
@@ -102,7 +100,7 @@ class AxisSVD(NamedTuple):
 @torch.no_grad()
 def axis_matrix(spec: Filter, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.device("cpu"):
-        return spec.matrix(size).to(dtype=dtype, device=device)
+        return spec.matrix(size).to(dtype).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -110,7 +108,7 @@ def axis_matrix(spec: Filter, size: int, dtype: torch.dtype, device: torch.devic
 @torch.no_grad()
 def cached_eigenbasis(size: int, padding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.device("cpu"):
-        return eigenbasis(size, padding).to(dtype=dtype, device=device)
+        return eigenbasis(size, padding).to(dtype).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -125,7 +123,7 @@ def axis_svd(spec: Filter, size: int, dtype: torch.dtype, device: torch.device) 
         else:
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
             factors = u, s, vh.mT.contiguous()
-        return AxisSVD(*(factor.to(dtype=dtype, device=device) for factor in factors))
+        return AxisSVD(*(factor.to(dtype).to(device) for factor in factors))
 
 
 def sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
