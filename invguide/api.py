@@ -123,6 +123,7 @@ def solve(
     _probe(problem)
     chosen = choose_solver(problem) if solver == "auto" else make_solver(solver)
     result = driver.run(chosen, problem, num_samples, **run)
+    result.residual = _residual(likelihood, result)
     if truth is not None:
         from invguide.metrics import compare
 
@@ -153,6 +154,14 @@ def guide(
         reward = FunctionReward(reward, differentiable=True)
     problem = Problem(prior, reward=reward, shape=shape, condition=condition)
     return driver.run(make_solver(solver), problem, num_samples, **run)
+
+
+def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:
+    """y - A(mean) on the CPU, in the dtype of the samples; None for black boxes, whose calls may be dear."""
+    if not likelihood.operator.differentiable:
+        return None
+    with torch.no_grad():
+        return likelihood.to("cpu", result.samples.dtype).residual(result.mean)
 
 
 def _probe(problem: Problem) -> None:

@@ -26,6 +26,7 @@ class Result:
         seconds: Wall time, over all resumed parts.
         manifest: Settings, seeds, versions and fingerprints, ready for JSON.
         metrics: Where a truth was given: name -> (B,) or (B, num_samples).
+        residual: y - A(mean), shape of y; None where there is no measurement or the operator is a black box.
     """
 
     samples: Tensor
@@ -37,6 +38,7 @@ class Result:
     manifest: dict[str, Any]
     y: Tensor | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    residual: Tensor | None = None
 
     @property
     def finished(self) -> Tensor:

@@ -1,0 +1,323 @@
+"""Pictures in and out: any size, grey or colour, with or without alpha, 8 or 16 bits, given back in kind."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+# Luminance quantisation of JPEG at quality 50 (ITU-T T.81, table K.1).
+_JPEG_LUMA = """
+16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87
+80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72
+92 95 98 112 100 103 99
+"""
+ORIENTATION = 0x0112  # the EXIF tag
+_SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass
+class Picture:
+    """A picture as numbers, and all that is needed to give a result back in kind.
+
+    Attributes:
+        values: (1, C, H, W), float32 in [0, 1], C = 1 (grey) or 3 (colour).
+        alpha: Opacity as stored, (H, W) uint8, uint16 or float32; None where there is none.
+        bits: 8, 16, or 32 for floating point.
+        profile: ICC colour profile, passed on untouched.
+        jpeg_quality: Of the file, where it is a JPEG with the usual tables.
+    """
+
+    values: Tensor
+    alpha: np.ndarray | None = None
+    bits: int = 8
+    profile: bytes | None = None
+    jpeg_quality: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.values.shape[-2], self.values.shape[-1]
+
+    @property
+    def grey(self) -> bool:
+        return self.values.shape[1] == 1
+
+    @property
+    def suffix(self) -> str:
+        """PNG is lossless and holds every kind but floating point."""
+        return ".tiff" if self.bits == 32 else ".png"
+
+    def describe(self) -> str:
+        """Return such as '640 x 480 pixels, colour with alpha, 16 bit'."""
+        kind = ("grey" if self.grey else "colour") + (
+            " with alpha" if self.alpha is not None else ""
+        )
+        return f"{self.size[1]} x {self.size[0]} pixels, {kind}, {self.bits} bit"
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a picture upright (EXIF orientation applied); a palette becomes colour or grey, the first frame is taken.
+
+    Raises:
+        InputError: A missing or damaged file, one that is no picture, or one with values that are not finite.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                quality = _jpeg_quality(image)
+                if getattr(image, "n_frames", 1) > 1:
+                    warnings.warn(f"{path} has {image.n_frames} frames; the first is taken")  # pyright: ignore[reportAttributeAccessIssue]
+                profile = image.info.get("icc_profile")
+                array, bits = _pixels(image, path)
+                # Asked for after loading: PIL turns TIFF upright itself, and then forgets the tag.
+                array = _upright(array, image.getexif().get(ORIENTATION, 1))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except PermissionError:
+        raise InputError(f"{path} cannot be opened: permission denied") from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} is not a picture that can be read; expected one of {', '.join(s[1:] for s in SUFFIXES)}"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; cut it up first"
+        ) from None
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: {error}") from error
+    return _picture(array, bits, profile, quality, path)
+
+
+def _picture(
+    array: np.ndarray, bits: int, profile: bytes | None, quality: int | None, path: Path
+) -> Picture:
+    alpha = array[..., -1] if array.shape[-1] in (2, 4) else None
+    colour = array if alpha is None else array[..., :-1]
+    if bits == 32:
+        _check_floats(colour, path)
+    scale = {8: 255, 16: 65535, 32: 1}[bits]
+    values = torch.from_numpy(
+        np.ascontiguousarray(colour.transpose(2, 0, 1))[None].astype(np.float32)
+    )
+    return Picture(values / scale, alpha, bits, profile, quality)
+
+
+def _check_floats(colour: np.ndarray, path: Path) -> None:
+    bad = ~np.isfinite(colour)
+    if bad.any():
+        row, column = np.argwhere(bad)[0][:2]
+        raise InputError(
+            f"{path} has {int(bad.sum())} NaN or infinite values (first at row {row}, column {column}); every value "
+            f"must be finite: leave unknown pixels out with --task inpaint and a mask"
+        )
+    if colour.min() < -0.5 or colour.max() > 1.5:
+        raise InputError(
+            f"{path} is floating point with values from {colour.min():g} to {colour.max():g}; expected 0 to 1: "
+            f"rescale it"
+        )
+
+
+def _pixels(image: Image, path: Path) -> tuple[np.ndarray, int]:
+    """Return (H, W, C) with C = 1, 2, 3 or 4 (alpha last), and the bits."""
+    mode = image.mode
+    if mode in _SIXTEEN_BIT_GREY:
+        return np.asarray(image).astype(np.uint16)[..., None], 16
+    if mode == "I":
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise InputError(
+                f"{path} has 32-bit integers; expected 8 or 16 bits: convert it first"
+            )
+        return array.astype(np.uint16)[..., None], 16
+    if mode == "F":
+        return np.asarray(image)[..., None], 32
+    if mode in ("RGB", "RGBA", "RGBX", "LA") and _stored_with_16_bits(image):
+        return _sixteen_bit_colour(image, path), 16
+    if mode == "P":
+        mode = "RGBA" if "transparency" in image.info else "RGB"
+        image = image.convert(mode)
+        array = np.asarray(image)
+        if mode == "RGB" and (array[..., :1] == array).all():
+            return array[..., :1], 8
+        return array, 8
+    if mode in ("L", "RGB") and "transparency" in image.info:
+        image = image.convert("LA" if mode == "L" else "RGBA")
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
+        simpler = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+        image = image.convert(simpler.get(mode, "RGB"))
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None], 8
+
+
+def _rawmode(image: Image) -> str:
+    if not getattr(image, "tile", None):
+        return ""
+    argument: Any = image.tile[0][3]  # pyright: ignore[reportAttributeAccessIssue]
+    return str(argument[0] if isinstance(argument, tuple) else argument)
+
+
+def _stored_with_16_bits(image: Image) -> bool:
+    return ";16" in _rawmode(image)
+
+
+def _sixteen_bit_colour(image: Image, path: Path) -> np.ndarray:
+    """PIL would keep the upper eight bits: torchvision reads PNG, and PIL reads TIFF as one wide grey picture."""
+    if image.format == "PNG":
+        from torchvision.io import ImageReadMode, decode_image
+
+        data = torch.from_numpy(np.frombuffer(path.read_bytes(), np.uint8).copy())
+        try:
+            return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        except RuntimeError as error:
+            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    wide: Any = image
+    channels, (width, height) = len(image.getbands()), image.size
+    rawmode = _rawmode(image)
+    if image.format != "TIFF" or any(tile[1][0] != 0 or tile[1][2] != width for tile in wide.tile):
+        raise InputError(
+            f"{path}: 16-bit colour in this layout cannot be read; save it as PNG first"
+        )
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        raise InputError(
+            f"{path}: 16-bit colour that is to be turned cannot be read; save it upright first"
+        )
+    if channels == 4 and not rawmode.startswith("RGBA"):
+        raise InputError(
+            f"{path}: 16-bit colour with an unnamed fourth channel; save it as PNG first"
+        )
+    order = rawmode[-1] if rawmode[-1] in "BN" else ""
+    wide._mode, wide._size = "I;16B" if order == "B" else "I;16", (channels * width, height)
+    wide.tile = [
+        (name, (0, box[1], channels * width, box[3]), offset, (f"I;16{order}", *rest[1:]))
+        for name, box, offset, rest in wide.tile
+    ]
+    return np.asarray(wide).astype(np.uint16).reshape(height, width, channels)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the EXIF orientation 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array
+
+
+def _jpeg_quality(image: Image) -> int | None:
+    """Return the quality whose standard luminance table is the file's, or None."""
+    tables = getattr(image, "quantization", None)
+    if image.format != "JPEG" or not tables:
+        return None
+    found = np.sort(np.asarray(tables[min(tables)], dtype=np.float64))
+    qualities = np.arange(1, 101)
+    scale = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
+    standard = np.clip(
+        (np.sort(np.array(_JPEG_LUMA.split(), np.int64))[None] * scale[:, None] + 50) // 100,
+        1,
+        255,
+    )
+    error = np.abs(standard - found).mean(1)
+    best = int(error.argmin())
+    return int(qualities[best]) if error[best] <= 0.5 else None
+
+
+# ---- writing
+
+
+def write_picture(
+    path: str | Path, values: Tensor | np.ndarray, like: Picture | None = None
+) -> Path:
+    """Write (C, H, W) or (1, C, H, W) values, 1 = white, as PNG; floating-point pictures as TIFF.
+
+    Args:
+        path: Its suffix is replaced.
+        values: Cut off to [0, 1]; NaN becomes black.
+        like: Bits, alpha (resized where the size differs) and colour profile of the result; 8 bit without.
+    """
+    array = torch.as_tensor(values).detach().cpu().double().numpy()
+    array = array[0] if array.ndim == 4 else array
+    if array.ndim != 3 or len(array) not in (1, 3):
+        raise InputError(f"a picture has 1 or 3 channels (C, H, W); got the shape {array.shape}")
+    like = like or Picture(torch.zeros(1, len(array), *array.shape[1:]))
+    array = np.clip(np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0), 0, 1).transpose(1, 2, 0)
+    alpha = None if like.alpha is None else _resize_alpha(like.alpha, array.shape[:2])
+    path = Path(path).with_suffix(like.suffix)
+    if like.bits == 32:
+        from PIL import Image
+
+        if array.shape[2] == 3:
+            raise InputError(f"{path}: a floating-point picture has one channel; got 3")
+        Image.fromarray(array[..., 0].astype(np.float32)).save(path)
+        return path
+    kind = np.uint16 if like.bits == 16 else np.uint8
+    pixels = np.rint(array * np.iinfo(kind).max).astype(kind)
+    if alpha is not None:
+        pixels = np.concatenate([pixels, alpha.astype(kind)[..., None]], axis=-1)
+    path.write_bytes(encode_png(pixels, like.profile))
+    return path
+
+
+def _resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if alpha.shape == size:
+        return alpha
+    from PIL import Image
+
+    resized = Image.fromarray(alpha.astype(np.float32)).resize(
+        (size[1], size[0]), Image.Resampling.BICUBIC
+    )
+    return np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+
+
+def encode_png(pixels: np.ndarray, profile: bytes | None = None) -> bytes:
+    """Return a PNG file of pixels (H, W, C), uint8 or uint16, C = 1 to 4 with alpha last; PIL cannot write 16 bits."""
+    height, width, channels = pixels.shape
+    depth = 8 * pixels.dtype.itemsize
+    data = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder(">"))).view(np.uint8)
+    data = data.reshape(height, -1)
+    step = channels * depth // 8
+    left = np.pad(data, ((0, 0), (step, 0)))[:, : data.shape[1]]
+    rows = np.concatenate(
+        [np.ones((height, 1), np.uint8), data - left], axis=1
+    )  # filter 1: minus the left pixel
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = [
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+        chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b"",
+        chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)),
+        chunk(b"IEND", b""),
+    ]
+    return b"".join(parts)
