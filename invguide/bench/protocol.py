@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from invguide.driver import fingerprint
-from invguide.errors import InputError
+from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.metrics import calibration, psnr, ssim
@@ -30,6 +30,13 @@ TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
     "SR x4": lambda shape: SuperResolution(factor=4),
     "inpaint 70 %": lambda shape: Inpainting.random(shape, 0.7),
 }
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise InputError for a task that is not one of TASKS."""
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}; {suggest(task, TASKS)}")
 
 
 @dataclass(frozen=True)

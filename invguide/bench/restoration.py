@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from invguide import driver
 from invguide.api import choose_solver, load_prior, make_solver
-from invguide.bench.protocol import TASKS, Cells, Protocol, average
+from invguide.bench.protocol import TASKS, Cells, Protocol, average, check_tasks
 from invguide.bench.tv import restore_tv
 from invguide.errors import InputError
 from invguide.prior import Prior
@@ -61,9 +61,7 @@ def restore(
     """
     protocol = Protocol(Path(data), size, photos, noise, seed)
     folder = None if out is None else Path(out)
-    unknown = [t for t in tasks if t not in TASKS]
-    if unknown:
-        raise InputError(f"unknown task {unknown[0]!r}; choose from: {', '.join(TASKS)}")
+    check_tasks(tasks)
     methods: dict[str, dict[str, Figures]] = {
         "degraded": {t: _degraded(protocol, t) for t in tasks}
     }
