@@ -367,7 +367,8 @@ def _identity(
     likelihood = problem.likelihood
     if likelihood is not None:
         buffers = [t for _, t in sorted(likelihood.operator.state_dict().items())]
-        identity["operator"] = f"{type(likelihood.operator).__name__} {fingerprint(*buffers)}"
+        described = " ".join(repr(likelihood.operator).split())  # its numbers; tensors follow
+        identity["operator"] = f"{described} {fingerprint(*buffers)}"
         sigma = getattr(likelihood.noise, "sigma_y", None)
         identity["noise"] = type(likelihood.noise).__name__ + (f" {fingerprint(sigma)}" if sigma is not None else "")
         identity["y"] = fingerprint(likelihood.y)

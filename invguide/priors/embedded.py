@@ -32,12 +32,26 @@ EMBEDDED = {
 }
 
 
-def load_embedded(name: str) -> NetworkPrior:
-    """Return the shipped prior of this name; images (3, H, W), data range [0, 1]."""
+def weights_path(name: str) -> Path:
+    """Return the weights file of a shipped prior, or the path itself where `name` is one ("mine.safetensors").
+
+    Raises:
+        InputError: Neither (the nearest name is suggested).
+    """
+    if name.endswith(".safetensors"):
+        return Path(name)
     if name not in EMBEDDED:
         raise InputError(f"unknown prior {name!r}; {suggest(name, EMBEDDED)}")
-    entry = EMBEDDED[name]
-    network, sigma_data = read_unet(WEIGHTS / f"{name}.safetensors")
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def load_embedded(name: str) -> NetworkPrior:
+    """Return a shipped prior by name, or one of `python -m invguide.training` by the path of its weights.
+
+    Images (C, H, W), data range [0, 1].
+    """
+    network, sigma_data = read_unet(weights_path(name))
+    entry = EMBEDDED.get(name, EMBEDDED["natural"])
     prior = from_network(
         network,
         predicts="edm",

@@ -1,0 +1,555 @@
+"""The command line: a thin skin over `restoration`, `api`, `verify` and `bench`, which are imported when needed.
+
+Exit codes: 0; 1 where a run failed; 2 for bad input, with one line on standard error that begins with "error:".
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from invguide.tasks import Options
+
+RUN_FAILED, BAD_INPUT = 1, 2
+
+
+class _Group(TyperGroup):
+    """Reports wrong usage as every other error: one line, exit code 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except Exception as error:
+            # Click's own errors, whichever copy of click typer carries.
+            if not standalone_mode or not hasattr(error, "format_message"):
+                raise
+            message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(message)
+            else:
+                _print_error(message)
+            sys.exit(BAD_INPUT)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Restore pictures with a diffusion prior, and show how sure the result is.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the command `invguide`."""
+    try:
+        app(prog_name="invguide")
+    except BrokenPipeError:  # `invguide solvers | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(RUN_FAILED)
+
+
+def _print_error(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Turn our errors into one line and an exit code, and our warnings into notes."""
+    from invguide.errors import InputError, InvguideError
+
+    package = Path(__file__).resolve().parent
+    ours = (package, package.parent / "operators", package.parent / "solvers")
+    said: set[str] = set()
+
+    def note(message: Any, category: Any, filename: str, *_: Any) -> None:
+        text = " ".join(str(message).split())
+        where = Path(filename).resolve()
+        if any(where.is_relative_to(place) for place in ours) and text not in said:
+            said.add(text)
+            print(f"note: {text}", file=sys.stderr)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            yield
+    except InputError as error:
+        _print_error(str(error))
+        raise typer.Exit(BAD_INPUT) from error
+    except InvguideError as error:
+        _print_error(str(error))
+        raise typer.Exit(RUN_FAILED) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _print_error(
+            f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        )
+        raise typer.Exit(RUN_FAILED) from error
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        raise typer.Exit(RUN_FAILED) from None
+
+
+def _command(name: str, parent: typer.Typer = app) -> Callable[[Callable[..., None]], Any]:
+    def register(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            with _reporting():
+                function(*args, **kwargs)
+
+        return parent.command(name)(guarded)
+
+    return register
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"invguide {version('invguide')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- options that several commands share
+
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="denoise, deblur, motion-deblur, inpaint, super-resolution, jpeg, colorize or hdr.",
+    ),
+]
+Mask = Annotated[
+    Path | None, typer.Option(help="inpaint: picture of the same size, white = known.")
+]
+InvertMask = Annotated[bool, typer.Option("--invert-mask", help="inpaint: black = known.")]
+Kernel = Annotated[
+    Path | None,
+    typer.Option(
+        help="deblur: kernel of odd size as picture, .npy, .txt or .csv; scaled to sum 1."
+    ),
+]
+BlurSigma = Annotated[
+    float | None, typer.Option(help="deblur: standard deviation of a Gaussian in pixels [1.5].")
+]
+Length = Annotated[float | None, typer.Option(help="motion-deblur: pixels [9].")]
+Angle = Annotated[
+    float | None,
+    typer.Option(help="motion-deblur: degrees, counter-clockwise from the right [0]."),
+]
+Factor = Annotated[int | None, typer.Option(help="super-resolution: how much larger [4].")]
+Filter = Annotated[
+    str | None, typer.Option(help="super-resolution: bicubic, box or gaussian [bicubic].")
+]
+Quality = Annotated[float | None, typer.Option(help="jpeg: 1 to 100 [what the file tells].")]
+Gain = Annotated[float | None, typer.Option(help="hdr: over-exposure, 2 is one stop [2].")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+
+
+def _options(
+    mask: Path | None,
+    invert_mask: bool,
+    kernel: Path | None,
+    blur_sigma: float | None,
+    length: float | None,
+    angle: float | None,
+    factor: int | None,
+    filter: str | None,
+    quality: float | None,
+    gain: float | None,
+) -> Options:
+    from invguide.tasks import Options
+
+    return Options(
+        mask, invert_mask or None, kernel, blur_sigma, length, angle, factor, filter, quality, gain
+    )
+
+
+def _sigma(text: str) -> float | None:
+    """A number, or None for auto."""
+    from invguide.errors import InputError
+
+    if text.lower() == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--sigma-y is {text!r}; expected a number (white = 1) or auto") from None
+
+
+def _pairs(items: Iterable[str]) -> dict[str, str]:
+    from invguide.errors import InputError
+
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise InputError(
+                f"--set {item!r}; expected NAME=VALUE, such as --set guidance_scale=0.5"
+            )
+        pairs[name.replace("-", "_")] = value
+    return pairs
+
+
+# ---- restore, degrade, demo
+
+
+@_command("restore")
+def restore(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")
+    ],
+    task: TaskName,
+    mask: Mask = None,
+    invert_mask: InvertMask = False,
+    kernel: Kernel = None,
+    blur_sigma: BlurSigma = None,
+    length: Length = None,
+    angle: Angle = None,
+    factor: Factor = None,
+    filter: Filter = None,
+    quality: Quality = None,
+    gain: Gain = None,
+    sigma_y: Annotated[
+        str,
+        typer.Option("--sigma-y", help="Noise standard deviation, white = 1, or auto: estimated."),
+    ] = "auto",
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="`invguide solvers` lists them; auto: HQS for one sample, DPS for several."
+        ),
+    ] = "auto",
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="`invguide priors` lists them; or a .safetensors file of invguide.training."
+        ),
+    ] = "natural",
+    samples: Annotated[
+        int, typer.Option(help="Restorations to draw; two or more give mean and uncertainty.")
+    ] = 1,
+    steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Of solvers that have one [their default].")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the solver."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results [IN-restored].")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where an interrupted run stopped (a folder always does)."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="A folder: do again what was done with other settings."),
+    ] = False,
+    arrays: Annotated[
+        bool,
+        typer.Option("--arrays", help="Also write samples.npy, mean.npy, std.npy and chi2.npy."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
+) -> None:
+    """Restore a picture, or every picture of a folder.
+
+    Writes restored.png (or restored-1.png ..., mean.png and std.png), panel.png and manifest.json, with the channels,
+    alpha and bits of the input. A folder gets one sub-folder per picture; what is done is skipped.
+    """
+    from invguide.errors import InputError
+
+    if not source.exists():
+        raise InputError(f"no such file or folder: {source}")
+    options = _options(
+        mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
+    )
+    from invguide.restoration import Job, Settings, restore_folder, restore_picture
+
+    chosen: dict[str, Any] = dict(_pairs(set_ or ()))
+    chosen |= {} if steps is None else {"num_steps": steps}
+    chosen |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    settings = Settings(
+        task, options, _sigma(sigma_y), solver, chosen, prior, samples, seed, device
+    )
+    say = (lambda line: None) if quiet else _say
+    job = Job.prepare(settings, say, not quiet, arrays)
+    out = out or Path(f"{source.resolve().name if source.is_dir() else source.stem}-restored")
+    if not source.is_dir():
+        if restore_picture(job, source, out, resume=resume) is not None:
+            say(f"  written to {out}")
+        return
+    rows = restore_folder(job, source, out, overwrite=overwrite)
+    say("")
+    _print_table(
+        ("picture", "outcome", "chi2", "seconds"),
+        [
+            (
+                r.name,
+                r.outcome if not r.failed else f"FAILED: {r.outcome}",
+                "" if r.chi2 is None else f"{r.chi2:.2f}",
+                "" if r.seconds is None else f"{r.seconds:.1f}",
+            )
+            for r in rows
+        ],
+        say,
+    )
+    failed = sum(r.failed for r in rows)
+    if failed:
+        _print_error(
+            f"{failed} of {len(rows)} pictures failed (see above); the others are in {out}"
+        )
+        raise typer.Exit(RUN_FAILED)
+    say(f"written to {out}")
+
+
+@_command("degrade")
+def degrade(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A clean picture.")],
+    task: TaskName,
+    mask: Mask = None,
+    invert_mask: InvertMask = False,
+    missing: Annotated[
+        float | None,
+        typer.Option(help="inpaint without --mask: drop this fraction of the pixels at random."),
+    ] = None,
+    kernel: Kernel = None,
+    blur_sigma: BlurSigma = None,
+    length: Length = None,
+    angle: Angle = None,
+    factor: Factor = None,
+    filter: Filter = None,
+    quality: Quality = None,
+    gain: Gain = None,
+    sigma_y: Annotated[
+        float | None,
+        typer.Option("--sigma-y", help="Noise standard deviation, white = 1 [0.05; jpeg 0]."),
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="File to write [IN-degraded.png].")] = None,
+) -> None:
+    """Make a measurement from a clean picture, to try `restore` on.
+
+    Noise is added and the result cut off to black and white and rounded, as a camera does. With --task inpaint the
+    mask is written next to the picture.
+    """
+    from invguide.degradation import degrade_picture
+
+    options = _options(
+        mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
+    )
+    written, advice = degrade_picture(source, task, options, missing, sigma_y, seed, out)
+    for path in written:
+        print(f"written: {path}")
+    print(f"restore with: invguide restore {advice}")
+
+
+@_command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invguide-demo"),
+    prior: Annotated[str, typer.Option(help="An embedded prior.")] = "natural",
+    seed: Seed = 0,
+    device: Device = "auto",
+    steps: Annotated[int | None, typer.Option(help="Fewer are quicker.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
+) -> None:
+    """Restore a photograph that ships with the package.
+
+    It is blurred and made noisy first; the panel shows four restorations and how sure they are.
+    """
+    from invguide.demo import run_demo
+
+    run_demo(out, prior, seed, device, steps, (lambda line: None) if quiet else _say, not quiet)
+
+
+# ---- lists
+
+
+@_command("solvers")
+def solvers() -> None:
+    """List the solvers, what each needs, and how it errs."""
+    import invguide.solvers  # noqa: F401  fills the registry
+    from invguide.solver import Solver
+
+    for name, kind in sorted(Solver.registry.items()):
+        summary, bias = _docstring(kind)
+        defaults = f"{kind.num_steps} steps" if isinstance(kind.num_steps, int) else ""
+        _print_entry(
+            name, [_needs(kind.requires), defaults], [summary, f"Bias: {bias}" if bias else ""]
+        )
+
+
+def _docstring(thing: Any) -> tuple[str, str]:
+    """The first sentence of a docstring, and its Bias section on one line."""
+    text = textwrap.dedent("    " + (thing.__doc__ or "")).strip()
+    summary = " ".join(text.split("\n\n")[0].split())
+    _, found, rest = text.partition("Bias:")
+    lines = []
+    for line in rest.splitlines()[1:] if found else ():
+        if line.strip() and not line.startswith((" ", "\t")):
+            break
+        lines.append(line)
+    return summary, " ".join(" ".join(lines).split())
+
+
+def _needs(requires: Any) -> str:
+    """What a solver needs, in words."""
+    target = {
+        "likelihood": "a measurement",
+        "reward": "a reward",
+        "either": "a measurement or a reward",
+        "none": "nothing but the prior",
+    }[requires.target]
+    if requires.target == "none":
+        return f"needs {target}"
+    parts = [target]
+    if requires.linear:
+        parts.append("a linear operator")
+    elif requires.gradient:
+        parts.append("a differentiable operator")
+    if requires.prior_vjp:
+        parts.append("gradients of the prior")
+    text = "needs " + ", ".join(parts)
+    if not requires.gradient and not requires.linear:
+        text += "; black boxes are fine"
+    return text + ("; the samples are one ensemble" if requires.ensemble else "")
+
+
+@_command("operators")
+def operators() -> None:
+    """List the forward operators and the tasks of `restore`."""
+    import inspect
+
+    import invguide.operators as package
+    from invguide.forward_operator import LinearOperator
+    from invguide.tasks import TASKS
+
+    for name in package.__all__:
+        kind = getattr(package, name)
+        linear = "linear" if issubclass(kind, LinearOperator) else "nonlinear"
+        if name == "Composition":
+            linear = "linear if its parts are"
+        own = "__init__" in {
+            m for k in kind.__mro__ if k.__module__.startswith("invguide") for m in vars(k)
+        }
+        arguments = list(inspect.signature(kind.__init__).parameters.values())[1:] if own else []
+        call = (
+            f"{name}({', '.join(str(a).split(':')[0].split('=')[0].strip() for a in arguments)})"
+        )
+        _print_entry(call, [linear], [_docstring(kind)[0]])
+    print("Tasks of `invguide restore`:")
+    for task in TASKS.values():
+        takes = " ".join("--" + o.replace("_", "-") for o in task.options)
+        print(f"  {task.name:<17} {task.summary}{': ' if takes else ''}{takes}")
+
+
+@_command("priors")
+def priors() -> None:
+    """List the priors that ship with the package."""
+    from invguide.priors.embedded import EMBEDDED, weights_path
+
+    for entry in EMBEDDED.values():
+        path = weights_path(entry.name)
+        card = path.with_suffix(".md")
+        size = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "weights missing"
+        details = [size, f"noise levels {entry.sigma_min:g} to {entry.sigma_max:g}"]
+        lines = [entry.description[0].upper() + entry.description[1:]]
+        lines.append(f"Card: {card}" if card.exists() else "No model card")
+        _print_entry(entry.name, details, lines)
+
+
+def _print_entry(name: str, details: Iterable[str], lines: Iterable[str]) -> None:
+    width = min(110, max(60, shutil.get_terminal_size((100, 24)).columns)) - 4
+    print(f"{name}  [{', '.join(filter(None, details))}]")
+    for line in filter(None, lines):
+        print(textwrap.indent(textwrap.fill(line, width), "    "))
+    print()
+
+
+def _print_table(
+    head: tuple[str, ...], rows: list[tuple[str, ...]], say: Callable[[str], None]
+) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [
+            c.ljust(w) if i < 2 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
+
+
+# ---- verify
+
+
+@_command("verify")
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOLVER]...", help="Which solvers [all].")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Which posteriors; may be given several times [all].")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Per solver and posterior.")] = 2000,
+    steps: Annotated[int | None, typer.Option(help="Of every solver [their defaults].")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Print the distance of each solver's samples to exact posteriors."""
+    import invguide.solvers  # noqa: F401  fills the registry
+    from invguide.api import make_solver
+    from invguide.errors import InputError, suggest
+    from invguide.solver import Solver
+    from invguide.verify import standard_targets
+    from invguide.verify import verify as compare
+
+    changed = {} if steps is None else {"num_steps": steps}
+    chosen = [make_solver(name, **changed) for name in names or sorted(Solver.registry)]
+    targets = {t.name: t for t in standard_targets()}
+    for name in target or ():
+        if name not in targets:
+            raise InputError(f"unknown target {name!r}; {suggest(name, targets)}")
+    wanted = [targets[name] for name in target] if target else list(targets.values())
+    print(compare(chosen, wanted, samples, seed, device=device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,581 @@
+"""Restore picture files: read, build the operator, solve, write in kind; one picture or a resumable folder of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide import api, driver
+from invguide.errors import (
+    CheckpointError,
+    DivergenceError,
+    InputError,
+    InvguideError,
+    RunError,
+    suggest,
+)
+from invguide.estimate import estimate_sigma
+from invguide.forward_operator import Operator
+from invguide.images import SUFFIXES, Picture, read_picture
+from invguide.likelihood import Likelihood
+from invguide.operators import Grayscale, Inpainting
+from invguide.prior import Prior
+from invguide.problem import Problem
+from invguide.progress import progress_bar
+from invguide.report import write_pictures
+from invguide.result import Result
+from invguide.solver import Solver
+from invguide.tasks import Options, Task, find_task, through_grey, to_grey
+
+SAMPLER = "DPS"  # what "auto" stands for where several samples are asked for
+CHECKPOINT = "checkpoint.pt"
+MANIFEST = "manifest.json"
+ARRAYS = ("samples", "mean", "std", "chi2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the picture that decides a restoration.
+
+    Attributes:
+        task: Name of a task.
+        options: What the task needs.
+        sigma_y: Noise standard deviation, white = 1; None: estimated from each picture.
+        solver: Name, or "auto": the best measured one for one sample, else a posterior sampler.
+        solver_settings: Fields of the solver that differ from its defaults.
+        prior: Name of an embedded prior, or a weights file.
+        samples: Per picture.
+        seed: Of the samples.
+        device: Does not enter the comparison of settings.
+    """
+
+    task: str
+    options: Options = field(default_factory=Options)
+    sigma_y: float | None = None
+    solver: str = "auto"
+    solver_settings: dict[str, Any] = field(default_factory=dict)
+    prior: str = "natural"
+    samples: int = 1
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass
+class Job:
+    """Settings that were checked, with their prior loaded and their files hashed: everything but a picture."""
+
+    settings: Settings
+    task: Task
+    prior: Prior
+    weights: Path
+    say: Callable[[str], None]
+    progress: bool = True
+    arrays: bool = False
+
+    @classmethod
+    def prepare(
+        cls,
+        settings: Settings,
+        say: Callable[[str], None],
+        progress: bool = True,
+        arrays: bool = False,
+    ) -> Job:
+        """Check whatever can be checked without a picture.
+
+        Raises:
+            InputError: Unknown task, solver, prior, setting; a device that is not there; numbers out of range.
+        """
+        from invguide.priors.embedded import weights_path
+
+        task = find_task(settings.task, settings.options)
+        sigma = settings.sigma_y
+        if sigma is not None and not (sigma >= 0 and math.isfinite(sigma)):
+            raise InputError(
+                f"sigma_y is {sigma:g}; expected a noise standard deviation >= 0, or auto"
+            )
+        if settings.samples < 1:
+            raise InputError(f"--samples is {settings.samples}; expected at least 1")
+        driver.resolve_device(settings.device)
+        name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
+        configured(api.make_solver(name), settings.solver_settings)
+        prior = api.load_prior(settings.prior)
+        return cls(settings, task, prior, weights_path(settings.prior), say, progress, arrays)
+
+    def identity(self, path: Path) -> dict[str, Any]:
+        """What a finished or interrupted restoration of this picture must agree in, ready for JSON."""
+        settings, options = self.settings, self.settings.options
+        files = {
+            "input": path,
+            "weights": self.weights,
+            "mask": options.mask,
+            "kernel": options.kernel,
+        }
+        return {
+            "task": self.task.name,
+            "options": {k: v for k, v in options.given.items() if not isinstance(v, Path)},
+            "sigma_y": "auto" if settings.sigma_y is None else settings.sigma_y,
+            "solver": settings.solver.lower(),
+            "solver_settings": {k: _plain(v) for k, v in settings.solver_settings.items()},
+            "prior": settings.prior,
+            "samples": settings.samples,
+            "seed": settings.seed,
+            "sha256": {name: sha256(file) for name, file in files.items() if file is not None},
+        }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        reason = (
+            "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+        )
+        raise InputError(f"{reason}: {path}") from error
+
+
+def configured(solver: Solver[Any], settings: dict[str, Any]) -> Solver[Any]:
+    """Return the solver with these fields replaced; text becomes the type of the field's default.
+
+    Raises:
+        InputError: No such field (the nearest is suggested), or a value of another type.
+    """
+    known = {f.name: f for f in dataclasses.fields(solver)}
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise InputError(
+                f"{type(solver).__name__} has no setting {name!r}; {suggest(name, known)}"
+            )
+        values[name] = (
+            _parse(name, value, getattr(solver, name)) if isinstance(value, str) else value
+        )
+    if values.get("num_steps", 1) < 1:
+        raise InputError(f"num_steps is {values['num_steps']}; expected at least 1")
+    return dataclasses.replace(solver, **values)
+
+
+def _parse(name: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float) or default is None:
+            return float(text)
+        if isinstance(default, tuple):
+            return tuple(float(part) for part in text.split(","))
+    except (ValueError, KeyError):
+        expected = "a number" if default is None else f"such as {default!r}"
+        raise InputError(f"setting {name}={text!r}; expected {expected}") from None
+    return text
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder; raise InputError unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".invguide-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written to: {error.strerror}; use another --out"
+        ) from error
+
+
+# ---- one picture
+
+
+@dataclass
+class Measured:
+    """A picture as a measurement.
+
+    Attributes:
+        picture: As read.
+        y: (1, C, H, W), what the operator gives.
+        operator: From the prior's image to y.
+        known: Where y has pixels, for the panel; None: everywhere.
+        grey: The result is made grey.
+        sigma_y: Given or estimated.
+    """
+
+    picture: Picture
+    y: Tensor
+    operator: Operator
+    known: Tensor | None
+    grey: bool
+    sigma_y: float
+
+
+def measure(job: Job, picture: Picture, name: str) -> Measured:
+    """Turn a picture into a measurement for the job's prior."""
+    inner = job.task.operator(job.settings.options, picture)
+    colours = job.prior.shape[0]
+    y, operator, grey = picture.values, inner, False
+    if isinstance(inner, Grayscale):
+        y = to_grey(y)
+        if colours != 3:
+            raise InputError(
+                f"the prior {job.settings.prior} has {colours} channel; colours need one with 3"
+            )
+    elif picture.grey and colours == 3:
+        operator, grey = through_grey(inner), True
+    elif y.shape[1] != colours:
+        raise InputError(
+            f"{name} has {y.shape[1]} channels and the prior {job.settings.prior} {colours}; use another prior"
+        )
+    known = inner.mask if isinstance(inner, Inpainting) else None
+    if known is not None:
+        y = y * known.to(y)
+    sigma = job.settings.sigma_y
+    if sigma is None:
+        sigma = estimate_sigma(y, known, picture.bits)
+    return Measured(picture, y, operator, known, grey, sigma)
+
+
+def choose(job: Job, measured: Measured) -> Solver[Any]:
+    """Return the solver with its settings; "auto" depends on the number of samples."""
+    name: str = job.settings.solver
+    if name.lower() == "auto" and job.settings.samples > 1:
+        name = SAMPLER
+    if name.lower() != "auto":
+        return configured(api.make_solver(name), job.settings.solver_settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said again when it is solved
+        likelihood = Likelihood(measured.operator, measured.y, measured.sigma_y)
+    return configured(
+        api.choose_solver(Problem(job.prior, likelihood)), job.settings.solver_settings
+    )
+
+
+def restore_picture(
+    job: Job,
+    path: Path,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool = True,
+    title: str | None = None,
+    truth: Picture | None = None,
+) -> Result | None:
+    """Restore one file into a folder; the manifest is written last and marks it as done.
+
+    Args:
+        job: The checked settings.
+        path: A picture.
+        out: Made where it is missing.
+        resume: Go on from the checkpoint of an interrupted run, and leave a finished one alone.
+        overwrite: Replace a finished run with other settings, where `resume` is off.
+        title: Of the panel; by default file and task.
+        truth: The clean picture, for the panel.
+
+    Returns:
+        The result; None where it was there already.
+
+    Raises:
+        CheckpointError: To be resumed, but under other settings.
+        RunError: Diverged, interrupted, or out of memory.
+    """
+    picture = read_picture(path)
+    identity = job.identity(path)
+    finished = _finished(out)
+    if finished is not None and (resume or not overwrite):
+        different = [k for k in identity if finished.get(k) != identity[k]]
+        if not different:
+            job.say(f"{path}: done already, in {out}")
+            return None
+        raise CheckpointError(
+            f"{out} holds a run with other settings ({_compare(finished, identity, different)}); "
+            f"{_WAYS}, or leave out --resume to start over"
+        )
+    measured = measure(job, picture, str(path))
+    solver = choose(job, measured)
+    how = "estimated" if job.settings.sigma_y is None else "given"
+    job.say(f"{path}: {picture.describe()}")
+    job.say(f"  operator  {_describe(measured)}")
+    job.say(f"  sigma_y   {measured.sigma_y:.4g} ({how})")
+    job.say(
+        f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
+    )
+    check_writable(out)
+    checkpoint = out / CHECKPOINT
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    _remove_old(out)
+    result = _solve(job, measured, solver, checkpoint)
+    _finish(job, path, out, measured, identity, result, title, truth)
+    checkpoint.unlink(missing_ok=True)
+    job.say(
+        f"  {result.diagnosis}; {result.nfe:.0f} network calls per sample, {result.seconds:.1f} s"
+    )
+    return result
+
+
+_WAYS = "use the same settings, or another --out"
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """Return the settings of the finished run in a folder, or None."""
+    try:
+        return json.loads((out / MANIFEST).read_text("utf-8"))["restore"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _compare(there: dict[str, Any], here: dict[str, Any], names: list[str]) -> str:
+    def show(value: Any) -> str:
+        return str(value)[:60]
+
+    if "sha256" in names:
+        old, new = there.get("sha256", {}), here["sha256"]
+        files = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        names = [n for n in names if n != "sha256"]
+        changed = [f"another {' and '.join(files)} file"]
+    else:
+        changed = []
+    return ", ".join(
+        [f"{n}: {show(there.get(n))} there, {show(here[n])} here" for n in names] + changed
+    )
+
+
+def _describe(measured: Measured) -> str:
+    inner = measured.operator
+    parts = getattr(inner, "parts", [inner])
+    names = [f"{type(p).__name__}({p.extra_repr()})" for p in parts]
+    if measured.grey:
+        return f"{names[-1]} of the luma of a colour picture"
+    text = " then ".join(names)
+    return f"{text}; white is known" if measured.known is not None else text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _solve(job: Job, measured: Measured, solver: Solver[Any], checkpoint: Path) -> Result:
+    try:
+        result = api.solve(
+            measured.y,
+            measured.operator,
+            job.prior,
+            sigma_y=measured.sigma_y,
+            solver=solver,
+            num_samples=job.settings.samples,
+            seed=job.settings.seed,
+            device=job.settings.device,
+            progress=job.progress,
+            checkpoint=checkpoint,
+        )
+    except DivergenceError:
+        checkpoint.unlink(missing_ok=True)  # it would diverge again
+        if not any(checkpoint.parent.iterdir()):
+            checkpoint.parent.rmdir()
+        raise
+    except RuntimeError as error:
+        if isinstance(error, InvguideError) or not _out_of_memory(error):
+            raise
+        height, width = measured.picture.size
+        raise RunError(
+            f"out of memory at {width} x {height} pixels; cut the picture up, or use a smaller --prior"
+        ) from error
+    if any("interrupted" in row for row in result.status):
+        raise RunError("interrupted; the same command with --resume goes on from the checkpoint")
+    return result
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _finish(
+    job: Job,
+    path: Path,
+    out: Path,
+    measured: Measured,
+    identity: dict[str, Any],
+    result: Result,
+    title: str | None,
+    truth: Picture | None,
+) -> None:
+    """Write everything, the manifest last."""
+    if measured.grey:
+        result.samples = to_grey(result.samples)
+    if measured.known is not None:
+        # Unknown pixels are no data: they would only dilute the mean square.
+        result.chi2 = result.chi2 / measured.known.double().mean().item()
+    like = (
+        measured.picture
+        if not isinstance(measured.operator, Grayscale)
+        else _in_colour(measured.picture)
+    )
+    settings, solver = job.settings, result.manifest["settings"]
+    facts = [
+        f"{solver['solver']}, {solver['num_steps']} steps",
+        f"prior {Path(settings.prior).stem}",
+        f"{result.nfe:.0f} network calls per sample",
+        f"χ² {float(result.chi2[torch.isfinite(result.chi2)].mean()):.2f}",
+        f"{result.seconds:.0f} s",
+    ]
+    files = write_pictures(
+        result,
+        out,
+        like=[like],
+        truth=None if truth is None else truth.values,
+        title=title or f"{path.name}: {job.task.name}",
+        facts=facts,
+        sigma_y=measured.sigma_y or None,
+        known=measured.known,
+    )
+    if job.arrays:
+        files += _save_arrays(result, out)
+    manifest = {
+        **result.manifest,
+        "chi2": result.chi2.tolist(),
+        "restore": identity,
+        "input": str(path),
+        "input_kind": measured.picture.describe(),
+        "operator_description": _describe(measured),
+        "sigma_y": measured.sigma_y,
+        "sigma_y_from": "estimate" if settings.sigma_y is None else "user",
+        "diagnosis": result.diagnosis,
+        "files": [str(f.relative_to(out)) for f in files],
+    }
+    write_manifest(out / MANIFEST, manifest)
+
+
+def _save_arrays(result: Result, out: Path) -> list[Path]:
+    files = [out / f"{name}.npy" for name in ARRAYS]
+    for name, file in zip(ARRAYS, files, strict=True):
+        np.save(file, getattr(result, name).numpy())
+    return files
+
+
+def _in_colour(picture: Picture) -> Picture:
+    """The kind of a colourised picture: its grey profile does not fit, and TIFF of floats is grey only."""
+    return dataclasses.replace(picture, profile=None, bits=min(picture.bits, 16))
+
+
+def _remove_old(out: Path) -> None:
+    """Take away an earlier run: its marker first, then pictures that this one may not overwrite, as restored-4.png."""
+    for pattern in (
+        MANIFEST,
+        "restored*.png",
+        "restored*.tiff",
+        "mean.*",
+        "std.*",
+        "panel.png",
+        "*.npy",
+    ):
+        for file in out.glob(pattern):
+            if not file.name.endswith(".npy") or file.stem in ARRAYS:
+                file.unlink()
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write strict JSON (no NaN) in one go."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(_strict(manifest), indent=2, default=str) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return value
+
+
+# ---- a folder
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one picture of a folder fared: "restored", "done already", or what went wrong."""
+
+    name: str
+    outcome: str
+    chi2: float | None = None
+    seconds: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome not in ("restored", "done already")
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a folder by their suffixes, sorted; hidden files and sub-folders are left out.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = sorted(
+        f
+        for f in folder.iterdir()
+        if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith(".")
+    )
+    if not found:
+        raise InputError(f"folder {folder} has no pictures ({', '.join(s[1:] for s in SUFFIXES)})")
+    return found
+
+
+def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Row]:
+    """Restore every picture of a folder into a sub-folder of its own; what is done is skipped, failures do not stop it.
+
+    Raises:
+        CheckpointError: A picture was finished under other settings, and overwrite is off.
+    """
+    pictures = list_pictures(folder)
+    check_writable(out)
+    stems = [p.stem for p in pictures]
+    places = {p: out / (p.stem if stems.count(p.stem) == 1 else p.name) for p in pictures}
+    if not overwrite:
+        for path, place in places.items():
+            there, here = _finished(place), job.identity(path)
+            different = [] if there is None else [k for k in here if there.get(k) != here[k]]
+            if different and there is not None:
+                raise CheckpointError(
+                    f"{place} holds a run with other settings ({_compare(there, here, different)}); "
+                    f"{_WAYS}, or --overwrite"
+                )
+    rows = []
+    with progress_bar(len(pictures), folder.name or "folder", job.progress) as bar:
+        for path, place in places.items():
+            rows.append(_restore_guarded(job, path, place, overwrite))
+            bar.update(1)
+    return rows
+
+
+def _restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
+    try:
+        result = restore_picture(job, path, place, resume=not overwrite)
+    except RunError as error:
+        if str(error).startswith("interrupted"):
+            raise
+        job.say(f"{path}: failed: {error}")
+        return Row(path.name, str(error))
+    except (InvguideError, OSError, RuntimeError, ValueError) as error:
+        job.say(f"{path}: failed: {error}")
+        return Row(path.name, str(error).splitlines()[0])
+    if result is None:
+        return Row(path.name, "done already")
+    chi2 = result.chi2[torch.isfinite(result.chi2)]
+    return Row(path.name, "restored", float(chi2.mean()) if len(chi2) else None, result.seconds)
