@@ -94,6 +94,13 @@ class Operator(nn.Module, ABC):
         """Return the shape of one x for one y of this shape (no batch axis), or None where it cannot be known."""
         return None
 
+    def observed(self) -> Tensor | None:
+        """Return which entries of one measurement carry information, booleans that broadcast to y_shape; None: all.
+
+        The likelihood sets the others to zero and leaves them out of chi2, whatever they hold.
+        """
+        return None
+
     def check(
         self,
         shape: tuple[int, ...] | None = None,

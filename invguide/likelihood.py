@@ -35,6 +35,15 @@ class Likelihood:
         y = y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
         if y.ndim < 1 or len(y) == 0:
             raise InputError(f"y has shape {tuple(y.shape)}; expected a batch of at least one measurement (B, *y_shape)")
+        known = operator.observed()
+        if known is not None:
+            try:
+                y = torch.where(known.to(y.device), y, 0)
+            except RuntimeError as error:
+                raise ShapeError(
+                    f"{operator} observes entries of shape {tuple(known.shape)}, which does not fit one measurement "
+                    f"of shape {tuple(y.shape[1:])}; resize the mask or the measurement"
+                ) from error
         bad = ~torch.isfinite(y)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
@@ -87,7 +96,11 @@ class Likelihood:
             return log_prob, torch.full_like(log_prob, float("nan"))
         scaled = ((self.y - predicted) / sigma).detach()
         parts = torch.view_as_real(scaled) if scaled.is_complex() else scaled
-        return log_prob, (parts**2).flatten(1).mean(1)
+        return log_prob, (parts**2).flatten(1).mean(1) / self._observed_fraction()
+
+    def _observed_fraction(self) -> float:
+        known = self.operator.observed()
+        return 1.0 if known is None else known.float().mean().item()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(y | x) up to a constant, (B, *shape) -> (B,)."""

@@ -29,12 +29,13 @@ class Counters:
 
 
 class Guidance(NamedTuple):
-    """What one differentiated denoiser call tells: D (B, *shape), log target and chi2 at D (B,), d log target / dx."""
+    """What one differentiated denoiser call tells."""
 
-    denoised: Tensor
-    log_prob: Tensor
-    chi2: Tensor
-    gradient: Tensor
+    denoised: Tensor  # D(x), (B, *shape)
+    log_prob: Tensor  # log target at D, (B,)
+    chi2: Tensor  # at D, (B,); NaN without a noise level
+    slope: Tensor  # d log target / d D, (B, *shape)
+    gradient: Tensor  # d log target / d x = J^T slope, (B, *shape)
 
 
 class Problem:
@@ -126,10 +127,10 @@ class Problem:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = self.denoise(x, sigma)
-            log_prob, chi2 = self.evaluate(denoised)
+            log_prob, chi2, slope = self.gradient(denoised)
             self.counters.vjp += len(x)
-            gradient = _gradient(log_prob, x)
-        return Guidance(denoised.detach(), log_prob.detach(), chi2, gradient)
+            (gradient,) = torch.autograd.grad(denoised, x, slope)
+        return Guidance(denoised.detach(), log_prob, chi2, slope, gradient)
 
     def prox(self, x0: Tensor, sigma: Tensor | float) -> Tensor:
         """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,)."""

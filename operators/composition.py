@@ -59,6 +59,9 @@ class Composition(Operator):
             x = part(x)
         return x
 
+    def observed(self) -> Tensor | None:
+        return self.parts[-1].observed()
+
     def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         shape: tuple[int, ...] | None = y_shape
         for part in reversed(self.parts):

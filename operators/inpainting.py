@@ -111,6 +111,9 @@ class Inpainting(LinearOperator):
     def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...]:
         return y_shape
 
+    def observed(self) -> Tensor:
+        return self.mask
+
     def svd(self, x: Tensor) -> SVD:
         return SVD(self.mask.to(x).expand(x.shape[1:]), _same, _same, _same, _same)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, suggest
+from invguide.forward_operator import inner
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim
@@ -63,6 +64,7 @@ class DPS(Solver[DPSState]):
     weight: str = "adaptive"
     eta: float = 1.0
     schedule: Schedule = "karras"
+    cap: float = 1.0
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -82,16 +84,22 @@ class DPS(Solver[DPSState]):
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
             x = x + self._official_shift(problem, guidance, a, b)
         else:
-            denoised = denoised + per_sample(self._strength(guidance, a), denoised) * guidance.gradient
+            denoised = denoised + per_sample(self._strength(problem, guidance, a), denoised) * guidance.gradient
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
         return DPSState(x, denoised), DPSInfo(a, guidance.chi2, guidance.log_prob)
 
-    def _strength(self, guidance: Guidance, a: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: Guidance, a: float) -> Tensor:
         strength = torch.full_like(guidance.chi2, self.guidance_scale * a**2)
         if self.weight == "likelihood":
             return strength
         # A reward or a likelihood without a noise level has no chi2 (NaN): it is a log density, taken as it is.
-        return strength / torch.nan_to_num(guidance.chi2, nan=1.0).clamp_min(1.0)
+        strength = strength / torch.nan_to_num(guidance.chi2, nan=1.0).clamp_min(1.0)
+        # The parabola through the log target at D and at the full step, and its slope at D, tells the best step.
+        full = guidance.denoised + per_sample(strength, guidance.gradient) * guidance.gradient
+        rise = problem.evaluate(full)[0] - guidance.log_prob
+        linear = strength * inner(guidance.slope, guidance.gradient)
+        fraction = 0.5 * linear / (linear - rise).clamp_min(1e-12)
+        return strength * torch.nan_to_num(self.cap*fraction, nan=1.0).clamp(0.0, 1.0)
 
     def _official_shift(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
         sigma_y = problem.require_sigma_y("DPS(weight='official')")
