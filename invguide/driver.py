@@ -216,7 +216,7 @@ class _Loop:
     def _finish(self, chunk: _Chunk, part: Problem) -> None:
         x0 = self.solver.estimate(chunk.state)
         log_prob, chi2 = part.evaluate(x0)
-        self._check_outcome(chunk, part, x0, chi2)
+        self._check_outcome(chunk, part, x0, log_prob, chi2)
         data = part.prior.to_data(x0)
         for i, (b, s) in enumerate(chunk.rows):
             if (b, s) in self.progress.status:
@@ -225,23 +225,25 @@ class _Loop:
             self.progress.chi2[b, s], self.progress.log_prob[b, s] = chi2[i], log_prob[i]
             self.progress.status[(b, s)] = "ok"
 
-    def _check_outcome(self, chunk: _Chunk, part: Problem, x0: Tensor, chi2: Tensor) -> None:
+    def _check_outcome(self, chunk: _Chunk, part: Problem, x0: Tensor, log_prob: Tensor, chi2: Tensor) -> None:
         """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all."""
+        typical = self.problem.prior.sigma_data
         rms = x0.square().flatten(1).mean(1).sqrt()
-        far = ~(rms < 5 * self.problem.prior.sigma_data)
+        lost = ~(rms < 5 * typical) | ~torch.isfinite(log_prob)
         reference = part.evaluate(torch.zeros_like(x0))[1]
-        worse = chi2 > 4 * reference.clamp_min(25.0)
-        for i in (far | worse).nonzero().flatten().tolist():
-            if self.solver.requires.target == "none" and not far[i]:
-                continue
+        if part.likelihood is not None and self.solver.requires.target != "none":
+            # chi2 scatters where measurements are few.
+            lost |= chi2 > 2 * reference.clamp_min(5 + 200 / part.likelihood.y[0].numel())
+        for i in lost.nonzero().flatten().tolist():
+            b, s = chunk.rows[i]
             text = (
-                f"{type(self.solver).__name__} diverged: sample {chunk.rows[i][1]} of measurement {chunk.rows[i][0]} "
-                f"ends at rms {rms[i].item():.3g} (clean signals: about {self.problem.prior.sigma_data:.3g}) and chi2 "
-                f"{chi2[i].item():.3g} (a blank signal: {reference[i].item():.3g}). {self._cause()}"
+                f"{type(self.solver).__name__} diverged: sample {s} of measurement {b} ends at rms {rms[i].item():.3g} "
+                f"(clean signals: about {typical:.3g}), log target {log_prob[i].item():.3g} and chi2 {chi2[i].item():.3g} "
+                f"(a blank signal: {reference[i].item():.3g}). {self._cause()}"
             )
             if self.on_nonfinite == "raise":
                 raise DivergenceError(text)
-            self.progress.status[chunk.rows[i]] = "dropped: " + text
+            self.progress.status[(b, s)] = "dropped: " + text
 
     def _diagnosis(self, name: str, row: tuple[int, int], k: int, value: float) -> str:
         where = "init" if k < 0 else f"step {k + 1} of {self.solver.num_steps}"
