@@ -196,8 +196,12 @@ def _measure(
     network.calls = 0
     seconds = timed(device, lambda: found.append(method.run(photo)))
     x = found[0].detach().cpu().float()
-    quality = float(psnr(x, protocol.truth[photo, None])), float(protocol.chi2(task, photo, x))
-    return _Cell(*quality, network.calls, 1000 * seconds / network.calls)
+    return _Cell(
+        psnr=float(psnr(x, protocol.truth[photo, None])),
+        chi2=float(protocol.likelihood(task, photo).chi2(x)),
+        calls=network.calls,
+        ms=1000 * seconds / network.calls,
+    )
 
 
 def _mean(cells: list[_Cell], figure: str) -> float:
@@ -233,9 +237,9 @@ def _table(
         rows.append((label, *numbers, f"{figures['ms']:.1f}", ratio))
     head = ("method", "PSNR", "chi2", "network calls", "ms per call", "our time over it")
     notes = [
-        f"{task}, {protocol.photos} photos of {protocol.size} pixels, noise {protocol.noise:g}, one sample each. A call: "
-        "of the network, with all that comes with it. The weight of deepinv's DPS is the best of several on these "
-        f"very photos. The ratio of times is the median of {len(pairs)} pairs measured in turns."
+        f"{task}, {protocol.photos} photos of {protocol.size} pixels, noise {protocol.noise:g}, one sample each. A "
+        "call: of the network, with all that comes with it. The weight of deepinv's DPS is the best of several on "
+        f"these very photos. The ratio of times is the median of {len(pairs)} pairs measured in turns."
     ]
     if not others:
         notes = ["deepinv is not installed (pip install deepinv): nothing to compare with."]

@@ -95,30 +95,34 @@ def driver(
         for _ in range(calls[0] - steps):
             operator(clean)
 
+    def alone() -> None:
+        with torch.no_grad():
+            state = solver.init(problem, noise)
+            for k in range(steps):
+                state, _ = solver.step(problem, state, k, noise.at(k))
+
+    runs = (managed, alone, bare)
     managed()  # fills caches, and counts
-    bare()
-    pairs: list[tuple[float, float]] = []
+    times: dict[Callable[[], None], list[float]] = {run: [] for run in runs}
     with progress_bar(repeats, "driver against bare calls", progress) as bar:
         for i in range(repeats):
-            order = (managed, bare) if i % 2 else (bare, managed)
-            times = {f: timed(where, f) for f in order}
-            pairs.append((times[managed], times[bare]))
+            for run in runs if i % 2 else runs[::-1]:
+                times[run].append(timed(where, run))
             bar.update(1)
-    ratios = sorted(with_driver / without - 1 for with_driver, without in pairs)
+    ratios = sorted(a / b - 1 for a, b in zip(times[managed], times[bare], strict=True))
     overhead = statistics.median(ratios)
-    managed_ms, bare_ms = (
-        1000 * statistics.median(column) / steps for column in zip(*pairs, strict=True)
-    )
+    medians = {run: 1000 * statistics.median(times[run]) / steps for run in runs}
     found = {
         "network_ms": network,
-        "driver_ms": managed_ms,
-        "bare_ms": bare_ms,
+        "bare_ms": medians[bare],
+        "solver_ms": medians[alone],
+        "driver_ms": medians[managed],
         "overhead": overhead,
-        "overhead_of_minima": min(a for a, _ in pairs) / min(b for _, b in pairs) - 1,
+        "overhead_of_minima": min(times[managed]) / min(times[bare]) - 1,
     }
     row = (
         f"{size} x {size}",
-        *(f"{value:.1f}" for value in (network, bare_ms, managed_ms)),
+        *(f"{ms:.1f}" for ms in (network, medians[bare], medians[alone], medians[managed])),
         f"{overhead:+.1%}",
         f"{ratios[0]:+.1%} to {ratios[-1]:+.1%}",
         f"{found['overhead_of_minima']:+.1%}",
@@ -134,9 +138,10 @@ def driver(
     )
     unit = "CPU" if where.type == "cpu" else "wall"
     note = (
-        f"DPS, {steps} steps; a bare step is one network call and its vjp, and as many operator calls as the run has. "
-        f"Medians of {repeats} pairs measured in turns, {unit} time; of minima: the fastest run of each kind, which "
-        "other work on the machine disturbs least. The goal is at most +3 % for networks of 20 ms and up."
+        f"DPS, {steps} steps, ms per step. Bare: one network call and its vjp, and as many operator calls as the run "
+        "has. Solver: its steps in a plain loop. Driver: the whole run. Overhead: of driver over bare, median of "
+        f"{repeats} pairs measured in turns, {unit} time; of minima: from the fastest run of each, which other work "
+        "on the machine disturbs least. The goal is at most +3 % for networks of 20 ms and up."
     )
     return Table(head, (row,), (note,), found)
 
@@ -152,7 +157,7 @@ def _guided_call(prior: Prior, operator: GaussianBlur, y: Tensor, x: Tensor, a: 
 
 def _size_for(prior: Prior, milliseconds: float, device: torch.device) -> tuple[int, float]:
     """Return the smallest size at which a network call takes so long, and how long it takes."""
-    if any(prior.shape[1:]):
+    if prior.shape != (3, None, None):
         raise InputError(f"the prior takes images of {prior.shape} only; use one for any size")
     size, spent = SIZES[0], 0.0
     for size in SIZES:

@@ -80,7 +80,7 @@ class Protocol:
         return TASKS[task](tuple(self.truth.shape[1:]))
 
     def likelihood(self, task: str, photo: int) -> Likelihood:
-        """The measurement of one photo; noise is everywhere, on missing pixels too."""
+        """The measurement of one photo."""
         operator = self.operator(task)
         clean = operator(self.truth[photo, None])
         noise = Noise(self.seed, ((photo, 0),), tuple(clean.shape[1:]))
@@ -92,10 +92,11 @@ class Protocol:
     def score(self, task: str, photo: int, samples: Tensor) -> dict[str, Any]:
         """Figures of the samples (S, C, H, W) of one photo, ready for JSON."""
         truth, mean = self.truth[photo, None], samples.mean(0, keepdim=True)
+        likelihood = self.likelihood(task, photo).rows(torch.zeros(len(samples), dtype=torch.long))
         figures: dict[str, Any] = {
             "psnr": psnr(samples, truth).tolist(),
             "ssim": ssim(samples, truth.expand_as(samples)).tolist(),
-            "chi2": self.chi2(task, photo, samples).tolist(),
+            "chi2": likelihood.chi2(samples).tolist(),
             "psnr_mean": float(psnr(mean, truth)),
             "ssim_mean": float(ssim(mean, truth)),
         }
@@ -106,13 +107,6 @@ class Protocol:
             figures["ratio"] = float(calibration(samples[None], truth))
             figures["coverage"] = float(((truth - mean).abs() <= 1.645 * std).float().mean())
         return figures
-
-    def chi2(self, task: str, photo: int, samples: Tensor) -> Tensor:
-        """Mean of |y - A x|^2 / noise^2 over what depends on x: pixels that are missing tell nothing, (S,)."""
-        likelihood = self.likelihood(task, photo)
-        seen = likelihood.operator(torch.ones_like(self.truth[:1])) != 0
-        residual = torch.where(seen, likelihood.residual(samples), 0) / self.noise
-        return residual.square().flatten(1).sum(1) / seen.sum()
 
 
 class Cells:

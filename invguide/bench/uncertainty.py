@@ -75,9 +75,9 @@ def calibration(
     )
     notes = (
         f"{type(method).__name__}, {samples} samples of each of {photos} photos of {size} pixels, noise {noise:g}. "
-        "Ratio: actual over predicted error of the mean; 1 for an exact sampler, above 1 where the samples claim to know "
-        "more than they do. It says whether the spread has the right size on average over all pixels; not whether it "
-        "is in the right places, nor whether the prior is right about photos. Within 90 %: pixels of the photo within "
+        "Ratio: actual over predicted error of the mean; 1 for an exact sampler, above 1 where the samples claim to "
+        "know more than they do. It says whether the spread has the right size on average over all pixels; not whether "
+        "it is in the right places, nor whether the prior is right about photos. Within 90 %: pixels of the photo in "
         f"mean +- 1.645 std; exact: what that would be for {samples} samples of a normal posterior.",
     )
     return Table(head, tuple(rows), notes, found)

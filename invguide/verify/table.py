@@ -12,6 +12,7 @@ from invguide import driver
 from invguide.errors import CompatibilityError, DivergenceError, InputError
 from invguide.progress import progress_bar
 from invguide.solver import Solver
+from invguide.tables import markdown
 from invguide.verify.distances import mean_error, sliced_wasserstein, std_ratio
 from invguide.verify.targets import Target, standard_targets
 
@@ -90,18 +91,7 @@ class Table:
             )
             for r in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-
-        def line(cells: Sequence[str]) -> str:
-            sides = [
-                str.ljust if i < 2 or i == len(head) - 1 else str.rjust for i in range(len(head))
-            ]
-            padded = [side(c, w) for side, c, w in zip(sides, cells, widths, strict=True)]
-            return f"| {' | '.join(padded)} |"
-
-        rule = ["-" * w if i < 2 else "-" * max(w - 1, 0) + ":" for i, w in enumerate(widths)]
-        rule[-1] = "-" * widths[-1]
-        return "\n".join([line(head), line(rule), *map(line, body)])
+        return markdown(head, body, left=(0, 1, len(head) - 1))
 
 
 def verify(
