@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -183,37 +184,106 @@ def _stored_with_16_bits(image: Image) -> bool:
 
 
 def _sixteen_bit_colour(image: Image, path: Path) -> np.ndarray:
-    """PIL would keep the upper eight bits: torchvision reads PNG, and PIL reads TIFF as one wide grey picture."""
+    """PIL would keep the upper eight bits of each channel."""
+    data = path.read_bytes()
     if image.format == "PNG":
-        from torchvision.io import ImageReadMode, decode_image
+        return _decode_png16(data, path)
+    if image.format != "TIFF" or image.mode not in ("RGB", "RGBA"):
+        raise InputError(
+            f"{path}: 16-bit colour of this kind cannot be read; save it as PNG first"
+        )
+    return _decode_tiff16(data, path, len(image.getbands()))
 
-        data = torch.from_numpy(np.frombuffer(path.read_bytes(), np.uint8).copy())
-        try:
-            return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-        except RuntimeError as error:
-            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    wide: Any = image
-    channels, (width, height) = len(image.getbands()), image.size
-    rawmode = _rawmode(image)
-    if image.format != "TIFF" or any(tile[1][0] != 0 or tile[1][2] != width for tile in wide.tile):
+
+def _decode_png16(data: bytes, path: Path) -> np.ndarray:
+    """Return (H, W, C) uint16; the filters are undone along diagonals, on which no pixel needs another."""
+    width, height, _, kind, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    if interlaced:
         raise InputError(
-            f"{path}: 16-bit colour in this layout cannot be read; save it as PNG first"
+            f"{path}: 16-bit colour that is interlaced cannot be read; save it without interlacing"
         )
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    channels = {2: 3, 4: 2, 6: 4}[kind]
+    position, parts = 8, []
+    while position + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[position : position + 8])
+        if name == b"IDAT":
+            parts.append(data[position + 8 : position + 8 + length])
+        position += length + 12
+    step = 2 * channels
+    rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(height, -1)
+    filters, raw = (
+        rows[:, 0].astype(np.int64),
+        rows[:, 1:].reshape(height, width, step).astype(np.int64),
+    )
+    done = np.zeros(
+        (height + 1, width + 1, step), np.int64
+    )  # with a row above and a column to the left
+    for diagonal in range(height + width - 1):
+        r = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
+        c = diagonal - r
+        left, above, corner = done[r + 1, c], done[r, c + 1], done[r, c]
+        guess = left + above - corner
+        to_left, to_above, to_corner = abs(guess - left), abs(guess - above), abs(guess - corner)
+        nearest = np.where(to_above <= to_corner, above, corner)
+        paeth = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)
+        choices = [np.zeros_like(left), left, above, (left + above) // 2, paeth]
+        done[r + 1, c + 1] = (raw[r, c] + np.choose(filters[r, None], choices)) & 255
+    pairs = done[1:, 1:].reshape(height, width, channels, 2)
+    return (pairs[..., 0] * 256 + pairs[..., 1]).astype(np.uint16)
+
+
+def _decode_tiff16(data: bytes, path: Path, channels: int) -> np.ndarray:
+    """Return (H, W, C) uint16, read by PIL as one grey picture C times as wide: the same bytes under other tags."""
+    from PIL import Image
+
+    order = "<" if data[:2] == b"II" else ">"
+    (magic, start) = struct.unpack(f"{order}HI", data[2:8])
+    if magic != 42:
         raise InputError(
-            f"{path}: 16-bit colour that is to be turned cannot be read; save it upright first"
+            f"{path}: 16-bit colour in a BigTIFF cannot be read; save it as PNG first"
         )
-    if channels == 4 and not rawmode.startswith("RGBA"):
+    (count,) = struct.unpack(f"{order}H", data[start : start + 2])
+    entries, values = {}, {}
+    for i in range(count):
+        at = start + 2 + 12 * i
+        (tag, kind) = struct.unpack(f"{order}HH", data[at : at + 4])
+        entries[tag] = data[at : at + 12]
+        if kind in (3, 4) and struct.unpack(f"{order}I", data[at + 4 : at + 8]) == (1,):
+            form = "H" if kind == 3 else "I"
+            values[tag] = struct.unpack_from(f"{order}{form}", data, at + 8)[0]
+    if values.get(284, 1) != 1 or 322 in entries:
         raise InputError(
-            f"{path}: 16-bit colour with an unnamed fourth channel; save it as PNG first"
+            f"{path}: 16-bit colour in planes or tiles cannot be read; save it as PNG first"
         )
-    order = rawmode[-1] if rawmode[-1] in "BN" else ""
-    wide._mode, wide._size = "I;16B" if order == "B" else "I;16", (channels * width, height)
-    wide.tile = [
-        (name, (0, box[1], channels * width, box[3]), offset, (f"I;16{order}", *rest[1:]))
-        for name, box, offset, rest in wide.tile
-    ]
-    return np.asarray(wide).astype(np.uint16).reshape(height, width, channels)
+    for tag in (ORIENTATION, 338, 339):  # 338, 339: what further channels are, integers
+        entries.pop(tag, None)
+
+    def number(tag: int, value: int) -> bytes:
+        return struct.pack(f"{order}HHII", tag, 4, 1, value)
+
+    def short(tag: int, value: int) -> bytes:
+        return struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+
+    entries |= {
+        256: number(256, channels * values[256]),
+        258: short(258, 16),
+        262: short(262, 1),
+        277: short(277, 1),
+    }
+    if 317 in entries:
+        entries[317] = short(317, 1)  # undone below, per channel
+    directory = (
+        struct.pack(f"{order}H", len(entries))
+        + b"".join(entries[t] for t in sorted(entries))
+        + bytes(4)
+    )
+    data += bytes(len(data) % 2)
+    wide = data[:4] + struct.pack(f"{order}I", len(data)) + data[8:] + directory
+    with Image.open(io.BytesIO(wide)) as image:
+        image.load()
+        array = np.asarray(image).astype(np.uint16)
+    array = array.reshape(len(array), -1, channels)
+    return np.cumsum(array, axis=1, dtype=np.uint16) if values.get(317) == 2 else array
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:

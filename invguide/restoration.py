@@ -245,7 +245,7 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
         y = y * known.to(y)
     sigma = job.settings.sigma_y
     if sigma is None:
-        sigma = estimate_sigma(y, known, picture.bits)
+        sigma = max(estimate_sigma(y, known, picture.bits), job.task.model_error)
     return Measured(picture, y, operator, known, grey, sigma)
 
 
