@@ -42,9 +42,9 @@ class DivergenceError(RunError):
 
 def suggest(name: str, options: Iterable[str]) -> str:
     """Return 'did you mean ...?' or the whole list of options, to end an error message with."""
-    options = sorted(options)
-    close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(options)}"
+    plain = {option.lower(): option for option in sorted(options)}
+    close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
+    return f"did you mean {plain[close[0]]!r}?" if close else f"choose one of: {', '.join(plain.values())}"
 
 
 def require(package: str, purpose: str, install: str | None = None) -> ModuleType:
