@@ -252,6 +252,7 @@ def test_calibration_shares_the_folder_of_restore(data: Path, tmp_path: Path, mo
     monkeypatch.setattr(restoration.driver, "run", None)
     table = bench.calibration(**toy(data, solver=solver, tasks=["SR x2"], out=tmp_path))
     assert [row[0] for row in table.rows] == ["SR x2"]
+    assert str(table).startswith("| task ")
     with pytest.raises(InputError, match="at least 2"):
         bench.calibration(**toy(data, samples=1))
 
@@ -269,6 +270,7 @@ def test_driver_table():
     )
     assert len(table.rows) == 1
     assert table.rows[0][0] == "32 x 32"
+    assert str(table).startswith("| image ")
     assert all(table.figures[k] > 0 for k in ("network_ms", "bare_ms", "solver_ms", "driver_ms"))
 
 
@@ -294,6 +296,7 @@ def test_peers_table(data: Path):
     table = bench.peers(data, **settings, photos=1, repeats=1, progress=False)
     assert [row[0] for row in table.rows][:2] == ["invguide DPS", "deepinv DPS, weight 1"]
     assert table.rows[2][0].endswith("(best of 3)")
+    assert str(table).startswith("| method ")
     assert {row[3] for row in table.rows} == {"12"}  # network calls
     plain, tuned = list(table.figures.values())[1:]
     assert plain["chi2"] > 4 * tuned["chi2"]

@@ -127,15 +127,7 @@ def driver(
         f"{ratios[0]:+.1%} to {ratios[-1]:+.1%}",
         f"{found['overhead_of_minima']:+.1%}",
     )
-    head = (
-        "image",
-        "network, ms",
-        "bare step, ms",
-        "driver step, ms",
-        "overhead",
-        "range",
-        "of minima",
-    )
+    head = ("image", "network, ms", "bare", "solver", "driver", "overhead", "range", "of minima")
     unit = "CPU" if where.type == "cpu" else "wall"
     note = (
         f"DPS, {steps} steps, ms per step. Bare: one network call and its vjp, and as many operator calls as the run "
