@@ -416,9 +416,6 @@ def _finish(
     """Write everything, the manifest last."""
     if measured.grey:
         result.samples = to_grey(result.samples)
-    if measured.known is not None:
-        # Unknown pixels are no data: they would only dilute the mean square.
-        result.chi2 = result.chi2 / measured.known.double().mean().item()
     like = (
         measured.picture
         if not isinstance(measured.operator, Grayscale)
@@ -446,7 +443,6 @@ def _finish(
         files += _save_arrays(result, out)
     manifest = {
         **result.manifest,
-        "chi2": result.chi2.tolist(),
         "restore": identity,
         "input": str(path),
         "input_kind": measured.picture.describe(),

@@ -384,7 +384,8 @@ def test_operators_that_cannot_be():
     ):
         solve(Y, OtherBatch(), shape=(3, 32, 32))
     with pytest.raises(
-        ShapeError, match=r"mask has shape \(1, 16, 16\) and the images \(3, 32, 32\)"
+        ShapeError,
+        match=r"Inpainting.* shape \(1, 16, 16\).* shape \(3, 32, 32\); resize the mask",
     ):
         solve(Y, Inpainting(torch.eye(16)))
     with pytest.raises(InputError, match="every pixel as known"):
