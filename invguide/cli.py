@@ -533,7 +533,7 @@ def verify(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Print the distance of each solver's samples to exact posteriors."""
+    """Print the distance of each solver to exact posteriors."""
     import invguide.solvers  # noqa: F401  fills the registry
     from invguide.api import make_solver
     from invguide.errors import InputError, suggest
@@ -549,6 +549,116 @@ def verify(
             raise InputError(f"unknown target {name!r}; {suggest(name, targets)}")
     wanted = [targets[name] for name in target] if target else list(targets.values())
     print(compare(chosen, wanted, samples, seed, device=device))
+
+
+# ---- bench
+
+bench = typer.Typer(
+    help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(bench, name="bench")
+
+Data = Annotated[
+    Path, typer.Option(help=".npz file with uint8 photos img_SIZE (N, SIZE, SIZE, 3).")
+]
+Size = Annotated[int, typer.Option(help="Pixels per side.")]
+Photos = Annotated[int, typer.Option(help="The first so many of them.")]
+Noise = Annotated[float, typer.Option(help="Standard deviation, white = 1.")]
+PriorName = Annotated[str, typer.Option("--prior", help="As for `restore`.")]
+BenchTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]."),
+]
+Samples = Annotated[int, typer.Option(help="Per photo.")]
+Kept = Annotated[
+    Path | None, typer.Option("--out", help="Folder that keeps the figures of each photo.")
+]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Only what was given, so that the defaults stand in one place."""
+    return {name: value for name, value in values.items() if value}
+
+
+@_command("restore", bench)
+def bench_restore(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME, or NAME=K for K samples; may be given several times."),
+    ] = None,
+    task: BenchTasks = None,
+    samples: Samples = 8,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Restore photos with every solver, and with total variation at its best weight."""
+    from invguide.bench import restore as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings |= _given(solvers=solver, tasks=task)
+    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+
+
+@_command("calibration", bench)
+def bench_calibration(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    solver: Annotated[str, typer.Option(help="Of which the samples are.")] = "DPS",
+    task: BenchTasks = None,
+    samples: Samples = 8,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Compare the error of the mean of the samples with the one that their spread predicts."""
+    from invguide.bench import calibration as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings |= _given(solver=solver, tasks=task)
+    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+
+
+@_command("driver", bench)
+def bench_driver(
+    prior: PriorName = "natural",
+    steps: Annotated[int, typer.Option(help="Of a run.")] = 50,
+    repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 9,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Time DPS under the driver, and the same calls in a bare loop."""
+    from invguide.bench import driver as run
+
+    print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
+
+
+@_command("peers", bench)
+def bench_peers(
+    data: Data,
+    size: Size = 64,
+    photos: Photos = 2,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    task: Annotated[str, typer.Option(help="One task of `bench restore`.")] = "deblur",
+    steps: Annotated[int, typer.Option(help="Network calls of every run.")] = 100,
+    repeats: Annotated[int, typer.Option(help="Pairs of runs that are timed.")] = 5,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Run DPS of this package and of deepinv on the same measurements."""
+    from invguide.bench import peers as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    print(run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device))
 
 
 if __name__ == "__main__":

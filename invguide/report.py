@@ -59,7 +59,7 @@ def write_pictures(
     Returns:
         The files written.
     """
-    if not _is_image(result.samples):
+    if not _is_image(result.samples, known=like is not None):
         return []
     written: list[Path] = []
     for b in range(len(result.samples)):
@@ -92,9 +92,12 @@ def write_pictures(
     return written
 
 
-def _is_image(samples: Tensor) -> bool:
+def _is_image(samples: Tensor, known: bool) -> bool:
+    """By its shape, and unless it is known to be one, by its values."""
     if samples.ndim != 5 or samples.shape[2] not in (1, 3) or samples.is_complex():
         return False
+    if known:
+        return True
     values = samples[torch.isfinite(samples)]
     return len(values) > 0 and bool(((values > -0.5) & (values < 1.5)).double().mean() > 0.99)
 

@@ -94,9 +94,9 @@ def test_kind_of_the_input_is_kept(tmp_path: Path):
     assert (back.alpha == 40000).all()
 
 
-@pytest.mark.parametrize("size", [(64, 96), (96, 64), (200, 200), (330, 500)])
+@pytest.mark.parametrize("size", [(32, 48), (96, 64), (200, 300)])
 @pytest.mark.parametrize("truth", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 4, 6])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_panel_shows_the_pixels(count: int, truth: bool, size: tuple[int, int]):
     samples = torch.rand(count, 3, *size)
     y = torch.rand(3, *size)
