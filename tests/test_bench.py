@@ -311,16 +311,3 @@ def test_peers_without_deepinv(data: Path, monkeypatch: pytest.MonkeyPatch):
     table = bench.peers(data, **settings, progress=False)
     assert [row[0] for row in table.rows] == ["invguide DPS"]
     assert "pip install deepinv" in str(table)
-
-
-def test_command(data: Path, capsys: pytest.CaptureFixture[str]):
-    from invguide.bench.__main__ import main
-
-    common = ["restore", "--data", str(data), "--size", "32", "--photos", "1"]
-    assert (
-        main([*common, "--prior", "natural-tiny", "--solvers", "HQS=1", "--tasks", "SR x2,deblur"])
-        == 0
-    )
-    assert "| HQS " in capsys.readouterr().out
-    assert main([*common, "--tasks", "SRx2"]) == 2
-    assert "did you mean 'SR x2'" in capsys.readouterr().err
