@@ -96,11 +96,14 @@ class Likelihood:
             return log_prob, torch.full_like(log_prob, float("nan"))
         scaled = ((self.y - predicted) / sigma).detach()
         parts = torch.view_as_real(scaled) if scaled.is_complex() else scaled
-        return log_prob, (parts**2).flatten(1).mean(1) / self._observed_fraction()
+        return log_prob, (parts**2).flatten(1).sum(1) / self.size
 
-    def _observed_fraction(self) -> float:
+    @property
+    def size(self) -> float:
+        """How many real numbers of one measurement carry information; complex values count as two."""
         known = self.operator.observed()
-        return 1.0 if known is None else known.float().mean().item()
+        parts = 2 if self.y.is_complex() else 1
+        return parts * self.y[0].numel() * (1.0 if known is None else known.double().mean().item())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(y | x) up to a constant, (B, *shape) -> (B,)."""

@@ -161,6 +161,11 @@ class Problem:
         return self.sigma_y
 
     @property
+    def measurement_size(self) -> float:
+        """How many real numbers of one measurement carry information; 1 without a likelihood."""
+        return 1.0 if self.likelihood is None else self.likelihood.size
+
+    @property
     def linear(self) -> bool:
         return self.likelihood is not None and isinstance(self.likelihood.operator, LinearOperator)
 

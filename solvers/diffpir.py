@@ -62,7 +62,7 @@ class DiffPIR(Solver[DiffPIRState]):
             raise InputError(f"lam is {self.lam}; expected a positive number")
 
     def init(self, problem: Problem, noise: Noise) -> DiffPIRState:
-        x = problem.prior.sigma_max * noise("init")
+        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
         return DiffPIRState(x, torch.zeros_like(x))
 
     def step(

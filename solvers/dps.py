@@ -36,9 +36,10 @@ class DPS(Solver[DPSState]):
     """Approximate p(y | x) by p(y | x0 = D(x)) and add its gradient, through the denoiser, to the reverse step.
 
     Algorithm:
-        g = grad_x log p(y | D(x; a))
-        adaptive:    D <- D + guidance_scale a^2 g / max(1, chi2(D));   x <- DDIM_eta(x, D, a -> b)
-        likelihood:  D <- D + guidance_scale a^2 g;                     x <- DDIM_eta(x, D, a -> b)
+        g = grad_x log p(y | D(x; a)),   h = grad_D log p(y | D)
+        adaptive:    D <- D + min(guidance_scale a^2 / N, best step) g;   x <- DDIM_eta(x, D, a -> b)
+                     N = min(1 + chi2(D), 1 + a^2 |h|^2 / (m chi2(D)))
+        likelihood:  D <- D + guidance_scale a^2 g;                       x <- DDIM_eta(x, D, a -> b)
         official:    x <- DDIM_eta(x, D, a -> b) - guidance_scale sqrt((1 + a^2)(1 + b^2)) grad_x |r|
 
     Source:
@@ -46,15 +47,20 @@ class DPS(Solver[DPSState]):
         2209.14687, alg. 1; official code DPS2022/diffusion-posterior-sampling.
 
     Differences:
-        "adaptive" (default) divides by chi2, the mean squared residual in units of sigma_y: the variance of the
-        residual, noise and uncertainty of x0 together, as the measurement itself tells. It is per sample, does not
-        depend on the number of steps or measurements, and turns into the true likelihood once D explains y.
+        "adaptive" (default) takes the uncertainty of D into account, which the paper's likelihood leaves out: the
+        residual varies by sigma_y^2 and by what D does not know. N estimates the ratio of both to sigma_y^2, twice:
+        by chi2, as the measurement itself tells, and by the most that a level a leaves open, with |h|^2 / (m chi2)
+        the Rayleigh quotient of A A^T / sigma_y^2 at the residual. Both are per sample, in units of sigma_y and of the
+        m measurements. The step never carries x beyond the best point along g, found by one more call of
+        the operator. So any guidance_scale of 1 or more is stable, and 1 is meant for every operator.
         "likelihood" is the equation of the paper without its step-size heuristic (eq. 11-12).
         "official" is the released step: a gradient of the plain norm, in the scaled coordinates of a
         variance-preserving network, here in ours; the norm is per sample, the result is the last D.
 
     Bias:
-        Ignores Var[x0 | x], so the mean is pulled onto y and the spread of measured directions is too small.
+        "likelihood" and "official" ignore Var[x0 | x]: the mean is pulled onto y, and the spread of measured directions
+        is too small. "adaptive" has one scalar for all directions: measured ones come out a little too wide where
+        there are few measurements, and unmeasured ones too narrow where there are many; `invguide verify` prints it.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
@@ -64,7 +70,6 @@ class DPS(Solver[DPSState]):
     weight: str = "adaptive"
     eta: float = 1.0
     schedule: Schedule = "karras"
-    cap: float = 1.0
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
@@ -73,7 +78,7 @@ class DPS(Solver[DPSState]):
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPSState:
-        x = problem.prior.sigma_max * noise("init")
+        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
         return DPSState(x, torch.zeros_like(x))
 
     def step(self, problem: Problem, state: DPSState, k: int, noise: Noise) -> tuple[DPSState, DPSInfo]:
@@ -84,22 +89,26 @@ class DPS(Solver[DPSState]):
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
             x = x + self._official_shift(problem, guidance, a, b)
         else:
-            denoised = denoised + per_sample(self._strength(problem, guidance, a), denoised) * guidance.gradient
+            denoised = denoised + per_sample(self._strength(problem, guidance, a, b), denoised) * guidance.gradient
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
         return DPSState(x, denoised), DPSInfo(a, guidance.chi2, guidance.log_prob)
 
-    def _strength(self, problem: Problem, guidance: Guidance, a: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+        """Factor of the gradient that is added to D, (B,)."""
         strength = torch.full_like(guidance.chi2, self.guidance_scale * a**2)
         if self.weight == "likelihood":
             return strength
-        # A reward or a likelihood without a noise level has no chi2 (NaN): it is a log density, taken as it is.
-        strength = strength / torch.nan_to_num(guidance.chi2, nan=1.0).clamp_min(1.0)
-        # The parabola through the log target at D and at the full step, and its slope at D, tells the best step.
+        chi2 = guidance.chi2
+        possible = a**2 * inner(guidance.slope, guidance.slope) / (chi2 * problem.measurement_size)
+        # A reward, or a likelihood without a noise level, has no chi2 (NaN) and is taken as it is.
+        strength = strength / (1 + torch.nan_to_num(torch.minimum(chi2, possible), nan=0.0))
+        # A parabola through the log target at D and at the full step, with its slope at D, has its top at `best`.
         full = guidance.denoised + per_sample(strength, guidance.gradient) * guidance.gradient
         rise = problem.evaluate(full)[0] - guidance.log_prob
         linear = strength * inner(guidance.slope, guidance.gradient)
-        fraction = 0.5 * linear / (linear - rise).clamp_min(1e-12)
-        return strength * torch.nan_to_num(self.cap*fraction, nan=1.0).clamp(0.0, 1.0)
+        best = torch.nan_to_num(0.5 * linear / (linear - rise).clamp_min(1e-12), nan=1.0)
+        taken = 1 - b**2 / a**2
+        return strength * (best / taken).clamp(0.0, 1.0)
 
     def _official_shift(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
         sigma_y = problem.require_sigma_y("DPS(weight='official')")

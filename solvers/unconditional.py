@@ -50,7 +50,7 @@ class Unconditional(Solver[UnconditionalState]):
     schedule: Schedule = "karras"
 
     def init(self, problem: Problem, noise: Noise) -> UnconditionalState:
-        x = problem.prior.sigma_max * noise("init")
+        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
         return UnconditionalState(x, x.new_zeros(x.shape))
 
     def step(

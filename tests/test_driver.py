@@ -64,8 +64,8 @@ def test_coupled_rows_would_be_noticed() -> None:
     """The planted bug: a norm over the whole batch, as in the released DPS code."""
 
     class Coupled(DPS):
-        def _strength(self, problem, guidance, a):  # noqa: ANN001, ANN202
-            return super()._strength(problem, guidance, a) / guidance.gradient.norm()
+        def _strength(self, problem, guidance, a, b):  # noqa: ANN001, ANN202
+            return super()._strength(problem, guidance, a, b) / guidance.gradient.norm()
 
     solver = Coupled(num_steps=10)
     alone = driver.run(solver, toy(), 4, batch_size=1, progress=False).samples

@@ -18,7 +18,9 @@ Array = Tensor | np.ndarray | Sequence | float
 
 def as_double(value: Array, name: str) -> Tensor:
     """Return a detached float64 copy, or say which argument is not finite."""
-    tensor = torch.as_tensor(value).detach().to(torch.float64, copy=True)
+    # Numbers of a list would pass through float32 on their way.
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
+    tensor = torch.as_tensor(value, dtype=dtype).detach().to(torch.float64, copy=True)
     if not bool(tensor.isfinite().all()):
         raise InputError(f"{name} holds NaN or infinity; every entry must be finite.")
     return tensor

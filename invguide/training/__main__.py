@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from invguide.priors.unet import UNet
+from invguide.training.card import model_card
 from invguide.training.photos import Crops, centre_crops, load_photos, split_photos, to_unit
 from invguide.training.trainer import TrainingConfig, train
 
@@ -34,15 +38,21 @@ def main() -> None:
     validation = {"held-out": centre_crops(held_out, 64)}
     if args.evaluate:
         validation["evaluate"] = to_unit(torch.from_numpy(np.load(args.evaluate)["img_64"]))
+    out = args.out or Path("runs") / args.name
     record = train(
         UNet(channels=WIDTHS[args.name]),
         Crops(training),
         validation,
         TrainingConfig(minutes=args.minutes or MINUTES[args.name], seed=args.seed),
-        args.out or Path("runs") / args.name,
+        out,
         device=args.device,
         compile_network=not args.no_compile,
     )
+    gpu = args.device.startswith("cuda")
+    hardware = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores of a {platform.machine()} CPU"
+    command = " ".join(["python -m invguide.training", *sys.argv[1:]])
+    card = model_card(args.name, record, out / "weights.safetensors", command=command, hardware=hardware)
+    (out / "card.md").write_text(card)
     print(json.dumps(record["validation_psnr"], indent=2))
 
 
