@@ -70,7 +70,11 @@ def _print_error(message: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Print a line without tearing a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.progress import progress_bar
 from invguide.report import write_pictures
-from invguide.result import Result
+from invguide.result import Result, strict_json
 from invguide.solver import Solver
 from invguide.tasks import Options, Task, find_task, through_grey, to_grey
 
@@ -486,18 +486,8 @@ def _remove_old(out: Path) -> None:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write strict JSON (no NaN) in one go."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_strict(manifest), indent=2, default=str) + "\n", "utf-8")
+    temporary.write_text(strict_json(manifest) + "\n", "utf-8")
     os.replace(temporary, path)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    return value
 
 
 # ---- a folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,5 +84,18 @@ class Result:
         for name in ("samples", "mean", "std", "chi2"):
             np.save(folder / f"{name}.npy", getattr(self, name).numpy())
         write_pictures(self, folder)
-        (folder / "manifest.json").write_text(json.dumps(self.manifest, indent=2, default=str) + "\n")
+        (folder / "manifest.json").write_text(strict_json(self.manifest) + "\n")
         return folder
+
+
+def strict_json(value: Any) -> str:
+    """Return JSON that every reader takes: null for NaN and infinities, text for what is no JSON."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {key: strict(item) for key, item in value.items()}
+        return [strict(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(strict(value), indent=2, default=str)

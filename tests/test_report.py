@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -192,5 +193,8 @@ def test_round_numbers(value: float, expected: float):
 
 
 def test_result_saves_pictures_too(tmp_path: Path):
-    result_of(torch.rand(1, 2, 3, 32, 32), torch.rand(1, 3, 32, 32)).save(tmp_path)
+    result = result_of(torch.rand(1, 2, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    result.manifest["chi2"] = [float("nan"), 1.0]
+    result.save(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"chi2": [None, 1.0]}
     assert {"panel.png", "restored-2.png", "manifest.json", "samples.npy"} <= names(tmp_path)
