@@ -70,11 +70,7 @@ def _print_error(message: str) -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line without tearing a progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line)
-    sys.stdout.flush()
+    print(line, flush=True)
 
 
 @contextmanager

@@ -33,7 +33,6 @@ from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.prior import Prior
 from invguide.problem import Problem
-from invguide.progress import progress_bar
 from invguide.report import write_pictures
 from invguide.result import Result, strict_json
 from invguide.solver import Solver
@@ -543,10 +542,9 @@ def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False
                     f"{_WAYS}, or --overwrite"
                 )
     rows = []
-    with progress_bar(len(pictures), folder.name or "folder", job.progress) as bar:
-        for path, place in places.items():
-            rows.append(_restore_guarded(job, path, place, overwrite))
-            bar.update(1)
+    for i, (path, place) in enumerate(places.items(), 1):
+        job.say(f"[{i} of {len(places)}]")
+        rows.append(_restore_guarded(job, path, place, overwrite))
     return rows
 
 
