@@ -321,13 +321,14 @@ def restore(
     rows = restore_folder(job, source, out, overwrite=overwrite)
     say("")
     _print_table(
-        ("picture", "outcome", "chi2", "seconds"),
+        ("picture", "outcome", "chi2", "seconds", ""),
         [
             (
                 r.name,
-                r.outcome if not r.failed else f"FAILED: {r.outcome}",
+                "FAILED" if r.failed else r.outcome,
                 "" if r.chi2 is None else f"{r.chi2:.2f}",
                 "" if r.seconds is None else f"{r.seconds:.1f}",
+                r.outcome if r.failed else "",
             )
             for r in rows
         ],
@@ -511,7 +512,7 @@ def _print_table(
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         cells = [
-            c.ljust(w) if i < 2 else c.rjust(w)
+            c.rjust(w) if i in (2, 3) else c.ljust(w)
             for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         say("  ".join(cells).rstrip())
