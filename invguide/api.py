@@ -47,7 +47,9 @@ def make_solver(solver: str | Solver[Any], **settings: Any) -> Solver[Any]:
 
     names = {_plain(name): kind for name, kind in Solver.registry.items()}
     if _plain(solver) not in names:
-        raise InputError(f"unknown solver {solver!r}; {suggest(solver, [*Solver.registry, 'auto'])}")
+        raise InputError(
+            f"unknown solver {solver!r}; {suggest(solver, [*Solver.registry, 'auto'])}"
+        )
     return names[_plain(solver)](**settings)
 
 
@@ -117,7 +119,9 @@ def solve(
     if law is None:
         law = getattr(operator, "noise", None)
     if law is None:
-        raise InputError("the noise level is unknown; pass sigma_y=..., in the units of y, or noise=...")
+        raise InputError(
+            "the noise level is unknown; pass sigma_y=..., in the units of y, or noise=..."
+        )
     likelihood = Likelihood(operator, torch.as_tensor(y), law)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
@@ -171,7 +175,9 @@ def _probe(problem: Problem) -> None:
     if not likelihood.operator.differentiable:
         return
     y = likelihood.y
-    blank = torch.full((len(y), *problem.shape), problem.prior.shift, dtype=y.real.dtype, device=y.device)
+    blank = torch.full(
+        (len(y), *problem.shape), problem.prior.shift, dtype=y.real.dtype, device=y.device
+    )
     with torch.no_grad():
         predicted = likelihood.operator.to(y.device)(blank)
     check_batch(likelihood.operator, blank, predicted)
@@ -180,6 +186,6 @@ def _probe(problem: Problem) -> None:
         if predicted.shape[1:] == y.shape:
             hint = "; y lacks its batch axis: pass y[None]"
         raise ShapeError(
-            f"{type(likelihood.operator).__name__} maps x {tuple(problem.shape)} to {tuple(predicted.shape[1:])}, but y has "
-            f"shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
+            f"{type(likelihood.operator).__name__} maps x {tuple(problem.shape)} to {tuple(predicted.shape[1:])}, "
+            f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
         )

@@ -38,7 +38,9 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any]:
         ) from error
     different = [k for k in {**saved, **identity} if saved.get(k) != identity.get(k)]
     if different:
-        parts = ", ".join(f"{k}: {saved.get(k)} there, {identity.get(k)} here" for k in sorted(different))
+        parts = ", ".join(
+            f"{k}: {saved.get(k)} there, {identity.get(k)} here" for k in sorted(different)
+        )
         raise CheckpointError(
             f"checkpoint {path} belongs to another run ({parts}); use the same settings to resume, or another "
             f"checkpoint path to start over"

@@ -101,7 +101,9 @@ def run(
     if on_nonfinite not in ("raise", "drop"):
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; expected 'raise' or 'drop'")
     if num_samples < 1 or checkpoint_every < 1:
-        raise InputError(f"num_samples={num_samples}, checkpoint_every={checkpoint_every}; expected at least 1")
+        raise InputError(
+            f"num_samples={num_samples}, checkpoint_every={checkpoint_every}; expected at least 1"
+        )
     check_compatible(solver, problem)
     device = resolve_device(device)
     dtype = dtype or problem.prior.dtype
@@ -112,11 +114,24 @@ def run(
     identity = _identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
     progress_state = saved or _Progress(
-        samples=torch.full((problem.num_measurements, num_samples, *problem.shape), float("nan"), dtype=dtype),
+        samples=torch.full(
+            (problem.num_measurements, num_samples, *problem.shape), float("nan"), dtype=dtype
+        ),
         chi2=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
         log_prob=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
     )
-    loop = _Loop(solver, problem, progress_state, seed, device, dtype, on_nonfinite, callbacks, path, identity)
+    loop = _Loop(
+        solver,
+        problem,
+        progress_state,
+        seed,
+        device,
+        dtype,
+        on_nonfinite,
+        callbacks,
+        path,
+        identity,
+    )
     interrupted = False
     total = len(rows) * solver.num_steps
     with torch.no_grad(), progress_bar(total, type(solver).__name__, progress) as bar:
@@ -175,7 +190,11 @@ class _Loop:
             for callback in self.callbacks:
                 estimate = lambda s=state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
                 callback(StepReport(k, solver.num_steps, tuple(chunk.rows), info, estimate))
-            if self.path is not None and chunk.step % checkpoint_every == 0 and chunk.step < solver.num_steps:
+            if (
+                self.path is not None
+                and chunk.step % checkpoint_every == 0
+                and chunk.step < solver.num_steps
+            ):
                 self.save()
         if chunk.rows:
             self._finish(chunk, part)
@@ -202,7 +221,9 @@ class _Loop:
                     raise DivergenceError(self._diagnosis(name, chunk.rows[first], k, value))
                 for i in bad.nonzero().flatten().tolist():
                     if not lost[i]:
-                        self.progress.status[chunk.rows[i]] = f"dropped: {name} reached {float(peak[i]):g} at step {k}"
+                        self.progress.status[chunk.rows[i]] = (
+                            f"dropped: {name} reached {float(peak[i]):g} at step {k}"
+                        )
                 lost |= bad
         if not bool(lost.any()):
             return part, noise
@@ -225,7 +246,9 @@ class _Loop:
             self.progress.chi2[b, s], self.progress.log_prob[b, s] = chi2[i], log_prob[i]
             self.progress.status[(b, s)] = "ok"
 
-    def _check_outcome(self, chunk: _Chunk, part: Problem, x0: Tensor, log_prob: Tensor, chi2: Tensor) -> None:
+    def _check_outcome(
+        self, chunk: _Chunk, part: Problem, x0: Tensor, log_prob: Tensor, chi2: Tensor
+    ) -> None:
         """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all."""
         typical = self.problem.prior.sigma_data
         rms = x0.square().flatten(1).mean(1).sqrt()
@@ -237,9 +260,10 @@ class _Loop:
         for i in lost.nonzero().flatten().tolist():
             b, s = chunk.rows[i]
             text = (
-                f"{type(self.solver).__name__} diverged: sample {s} of measurement {b} ends at rms {rms[i].item():.3g} "
-                f"(clean signals: about {typical:.3g}), log target {log_prob[i].item():.3g} and chi2 {chi2[i].item():.3g} "
-                f"(a blank signal: {reference[i].item():.3g}). {self._cause()}"
+                f"{type(self.solver).__name__} diverged: sample {s} of measurement {b} ends at "
+                f"rms {rms[i].item():.3g} (clean signals: about {typical:.3g}), "
+                f"log target {log_prob[i].item():.3g} "
+                f"and chi2 {chi2[i].item():.3g} (a blank signal: {reference[i].item():.3g}). {self._cause()}"
             )
             if self.on_nonfinite == "raise":
                 raise DivergenceError(text)
@@ -248,14 +272,17 @@ class _Loop:
     def _diagnosis(self, name: str, row: tuple[int, int], k: int, value: float) -> str:
         where = "init" if k < 0 else f"step {k + 1} of {self.solver.num_steps}"
         return (
-            f"{type(self.solver).__name__} diverged: {name} of sample {row[1]} of measurement {row[0]} reached {value:g} "
-            f"at {where}. {self._cause()}"
+            f"{type(self.solver).__name__} diverged: {name} of sample {row[1]} of measurement {row[0]} "
+            f"reached {value:g} at {where}. {self._cause()}"
         )
 
     def _cause(self) -> str:
         scale = self.solver.settings.get("guidance_scale")
         if scale is not None:
-            return f"Likely cause: guidance_scale={scale:g} is too large for this operator and sigma_y; try {scale / 10:g}."
+            return (
+                f"Likely cause: guidance_scale={scale:g} is too large for this operator and sigma_y; "
+                f"try {scale / 10:g}."
+            )
         return "Likely causes: sigma_y far too small for y, or an operator that overflows outside its domain."
 
     def stop_clock(self) -> None:
@@ -281,14 +308,19 @@ class _Loop:
         }
         if p.chunk is not None and p.chunk.state is not None:
             state = {name: t.cpu() for name, t in p.chunk.state._asdict().items()}
-            content["chunk"] = {"rows": [list(r) for r in p.chunk.rows], "step": p.chunk.step, "state": state}
+            content["chunk"] = {
+                "rows": [list(r) for r in p.chunk.rows],
+                "step": p.chunk.step,
+                "state": state,
+            }
         save_checkpoint(self.path, self.identity, content)
 
     def result(self, identity: dict[str, str], num_samples: int, interrupted: bool) -> Result:
         p = self.progress
         missing = "interrupted" if interrupted else "missing"
         status = [
-            [p.status.get((b, s), missing) for s in range(num_samples)] for b in range(self.problem.num_measurements)
+            [p.status.get((b, s), missing) for s in range(num_samples)]
+            for b in range(self.problem.num_measurements)
         ]
         count = max(1, len(p.status))
         manifest = {
@@ -307,7 +339,9 @@ class _Loop:
             "versions": versions(),
         }
         y = None if self.problem.likelihood is None else self.problem.likelihood.y.cpu()
-        return Result(p.samples, p.chi2, p.log_prob, status, p.counters[0] / count, p.seconds, manifest, y)
+        return Result(
+            p.samples, p.chi2, p.log_prob, status, p.counters[0] / count, p.seconds, manifest, y
+        )
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -318,7 +352,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used here; use 'cpu' or 'auto'") from error
+        raise InputError(
+            f"device {str(device)!r} cannot be used here; use 'cpu' or 'auto'"
+        ) from error
     return resolved
 
 
@@ -343,7 +379,9 @@ def fingerprint(*tensors: Tensor) -> str:
         stride = max(1, flat.numel() // 65536)
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         values = flat[::stride].cpu()
-        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        values = (
+            values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        )
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -365,14 +403,18 @@ def _identity(
         "prior": f"{type(problem.prior).__name__} {_prior_fingerprint(problem.prior)}",
     }
     if problem.condition:
-        identity["condition"] = fingerprint(*(problem.condition[k] for k in sorted(problem.condition)))
+        identity["condition"] = fingerprint(
+            *(problem.condition[k] for k in sorted(problem.condition))
+        )
     likelihood = problem.likelihood
     if likelihood is not None:
         buffers = [t for _, t in sorted(likelihood.operator.state_dict().items())]
         described = " ".join(repr(likelihood.operator).split())  # its numbers; tensors follow
         identity["operator"] = f"{described} {fingerprint(*buffers)}"
         sigma = getattr(likelihood.noise, "sigma_y", None)
-        identity["noise"] = type(likelihood.noise).__name__ + (f" {fingerprint(sigma)}" if sigma is not None else "")
+        identity["noise"] = type(likelihood.noise).__name__ + (
+            f" {fingerprint(sigma)}" if sigma is not None else ""
+        )
         identity["y"] = fingerprint(likelihood.y)
     if problem.reward is not None:
         identity["reward"] = type(problem.reward).__name__

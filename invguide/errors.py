@@ -44,7 +44,11 @@ def suggest(name: str, options: Iterable[str]) -> str:
     """Return 'did you mean ...?' or the whole list of options, to end an error message with."""
     plain = {option.lower(): option for option in sorted(options)}
     close = difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)
-    return f"did you mean {plain[close[0]]!r}?" if close else f"choose one of: {', '.join(plain.values())}"
+    return (
+        f"did you mean {plain[close[0]]!r}?"
+        if close
+        else f"choose one of: {', '.join(plain.values())}"
+    )
 
 
 def require(package: str, purpose: str, install: str | None = None) -> ModuleType:

@@ -29,12 +29,17 @@ class Likelihood:
     """
 
     def __init__(
-        self, operator: Operator, y: Tensor, noise: NoiseModel | Tensor | float | Callable[..., Tensor]
+        self,
+        operator: Operator,
+        y: Tensor,
+        noise: NoiseModel | Tensor | float | Callable[..., Tensor],
     ) -> None:
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
         if y.ndim < 1 or len(y) == 0:
-            raise InputError(f"y has shape {tuple(y.shape)}; expected a batch of at least one measurement (B, *y_shape)")
+            raise InputError(
+                f"y has shape {tuple(y.shape)}; expected a batch of at least one measurement (B, *y_shape)"
+            )
         known = operator.observed()
         if known is not None:
             try:
@@ -46,13 +51,17 @@ class Likelihood:
                 ) from error
         bad = ~torch.isfinite(y)
         if bool(bad.any()):
-            where = tuple(bad.nonzero()[0].tolist())
+            where = tuple(int(i) for i in bad.nonzero()[0])
             raise InputError(
                 f"y has {int(bad.sum())} NaN or infinite values (first at index {where}); every value must be finite: "
                 f"leave unknown values out with an Inpainting mask instead"
             )
         if not isinstance(noise, NoiseModel):
-            noise = LogDensity(noise) if callable(noise) and not isinstance(noise, Tensor) else Gaussian(noise)
+            noise = (
+                LogDensity(noise)
+                if callable(noise) and not isinstance(noise, Tensor)
+                else Gaussian(noise)
+            )
         self.operator, self.y = operator, y.detach()
         self.noise = noise.bind(self.y)
 

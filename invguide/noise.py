@@ -46,7 +46,9 @@ class Gaussian(NoiseModel):
     """
 
     def __init__(self, sigma_y: Tensor | float) -> None:
-        self.sigma_y = torch.as_tensor(sigma_y, dtype=None if isinstance(sigma_y, Tensor) else torch.float64)
+        self.sigma_y = torch.as_tensor(
+            sigma_y, dtype=None if isinstance(sigma_y, Tensor) else torch.float64
+        )
 
     def bind(self, y: Tensor) -> Gaussian:
         sigma = self.sigma_y.detach().to(device=y.device, dtype=y.real.dtype)
@@ -58,7 +60,10 @@ class Gaussian(NoiseModel):
         if sigma.shape == y.shape[1:] and sigma.ndim:
             sigma = sigma[None]
         try:
-            fits = sigma.ndim in (0, y.ndim) and torch.broadcast_shapes(sigma.shape, y.shape) == y.shape
+            fits = (
+                sigma.ndim in (0, y.ndim)
+                and torch.broadcast_shapes(sigma.shape, y.shape) == y.shape
+            )
         except RuntimeError:
             fits = False
         if not fits:
@@ -66,9 +71,20 @@ class Gaussian(NoiseModel):
                 f"sigma_y has shape {tuple(self.sigma_y.shape)}; expected a number, one value per element "
                 f"{tuple(y.shape[1:])}, or a shape of {y.ndim} axes that broadcasts to y {tuple(y.shape)}"
             )
-        sigma = sigma.expand(len(y), *sigma.shape[1:]) if sigma.ndim else sigma.expand(len(y)).reshape(-1, *(1,) * (y.ndim - 1))
+        sigma = (
+            sigma.expand(len(y), *sigma.shape[1:])
+            if sigma.ndim
+            else sigma.expand(len(y)).reshape(-1, *(1,) * (y.ndim - 1))
+        )
         if bool((sigma == 0).any()):
-            rms = (y.abs() ** 2).flatten(1).mean(1).sqrt().to(sigma.dtype).reshape(-1, *(1,) * (y.ndim - 1))
+            rms = (
+                (y.abs() ** 2)
+                .flatten(1)
+                .mean(1)
+                .sqrt()
+                .to(sigma.dtype)
+                .reshape(-1, *(1,) * (y.ndim - 1))
+            )
             floor = EXACT_FRACTION * torch.where(rms > 0, rms, torch.ones_like(rms))
             warnings.warn(
                 f"sigma_y is 0 (exact data): solved as Gaussian noise of {floor.flatten()[0].item():.2g}, "
@@ -108,12 +124,16 @@ class Poisson(NoiseModel):
 
     def __init__(self, gain: float) -> None:
         if not gain > 0:
-            raise InputError(f"Poisson gain is {gain:g}; expected a positive number (measurement units per count)")
+            raise InputError(
+                f"Poisson gain is {gain:g}; expected a positive number (measurement units per count)"
+            )
         self.gain = float(gain)
 
     def bind(self, y: Tensor) -> Poisson:
         if y.is_complex() or bool((y < 0).any()):
-            raise InputError("Poisson noise: y has negative or complex values; expected non-negative counts * gain")
+            raise InputError(
+                "Poisson noise: y has negative or complex values; expected non-negative counts * gain"
+            )
         return self
 
     def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
@@ -137,7 +157,9 @@ class LogDensity(NoiseModel):
         value = self._log_density(predicted, y)
         if not isinstance(value, Tensor) or value.shape != (len(y),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError(f"the log density returned {got}; expected one value per sample, shape ({len(y)},)")
+            raise ShapeError(
+                f"the log density returned {got}; expected one value per sample, shape ({len(y)},)"
+            )
         return value
 
     def sigma(self, predicted: Tensor, y: Tensor) -> None:

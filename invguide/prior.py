@@ -22,6 +22,7 @@ class Prior(nn.Module, ABC):
         sigma_min, sigma_max: Noise levels between which `denoise` is valid, in normalised units.
         min_size: Smallest height and width that make sense where the shape has None.
         scale, shift: data = scale * normalised + shift.
+        symmetric: Whether mirror images and quarter turns of a signal are as likely as the signal itself.
         sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
     """
 
@@ -31,6 +32,7 @@ class Prior(nn.Module, ABC):
     min_size: int = 1
     scale: float = 1.0
     shift: float = 0.0
+    symmetric: bool = False
     sigma_data: float = 1.0
 
     @abstractmethod

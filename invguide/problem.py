@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,7 +79,9 @@ class Problem:
     def rows(self, index: Tensor) -> Problem:
         """Return the problem whose row i is measurement index[i]; the counters are shared."""
         likelihood = None if self.likelihood is None else self.likelihood.rows(index)
-        return self._with(likelihood, {k: v[index.to(v.device)] for k, v in self.condition.items()})
+        return self._with(
+            likelihood, {k: v[index.to(v.device)] for k, v in self.condition.items()}
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
         """Move prior (in place, as any module), operator and measurement; y and sigma_y take the dtype."""
@@ -93,7 +94,9 @@ class Problem:
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """E[x0 | x] under the prior, (B, *shape) -> (B, *shape); one network call per row."""
         self.counters.network += len(x)
-        return self.prior.denoise(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), **self.condition)
+        return self.prior.denoise(
+            x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), **self.condition
+        )
 
     def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
         """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
@@ -136,8 +139,12 @@ class Problem:
         """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,)."""
         assert self.likelihood is not None
         self.counters.forward += len(x0)
-        variance = (torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale) ** 2
-        return self.prior.to_normalised(proximal(self.likelihood, self.prior.to_data(x0), variance))
+        variance = (
+            torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale
+        ) ** 2
+        return self.prior.to_normalised(
+            proximal(self.likelihood, self.prior.to_data(x0), variance)
+        )
 
     def blank_estimate(self) -> Tensor:
         """The proximal point of a blank signal under a white prior of the data's size: a first guess, (B, *shape)."""
@@ -157,7 +164,9 @@ class Problem:
     def require_sigma_y(self, who: str) -> Tensor:
         """Return `sigma_y`, or raise InputError on behalf of `who`."""
         if self.sigma_y is None:
-            raise InputError(f"{who} is defined for Gaussian noise with one sigma_y per measurement only")
+            raise InputError(
+                f"{who} is defined for Gaussian noise with one sigma_y per measurement only"
+            )
         return self.sigma_y
 
     @property
@@ -197,15 +206,19 @@ def _resolve_shape(
             f"the shape of x is unknown: the prior takes {prior.shape} and the operator cannot tell; "
             f"pass shape=(...), one sample without the batch axis"
         )
-    fits = len(known) == len(prior.shape) and all(p in (None, n) for p, n in zip(prior.shape, known, strict=True))
+    fits = len(known) == len(prior.shape) and all(
+        p in (None, n) for p, n in zip(prior.shape, known, strict=True)
+    )
     if not fits:
-        raise ShapeError(f"x would have shape {known}, but the prior was trained on {prior.shape}; resize or tile y")
-    small = [n for n, p in zip(known, prior.shape, strict=True) if p is None and n < prior.min_size]
+        raise ShapeError(
+            f"x would have shape {known}, but the prior was trained on {prior.shape}; resize or tile y"
+        )
+    small = [
+        n for n, p in zip(known, prior.shape, strict=True) if p is None and n < prior.min_size
+    ]
     if small:
         raise ShapeError(
             f"x would have shape {known}, but this prior needs at least {prior.min_size} along each free axis; "
             "enlarge the picture first, or use a prior made for small ones"
         )
     return known
-
-

@@ -14,6 +14,11 @@ def progress_bar(total: int, label: str, enabled: bool = True) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=label, delay=2, disable=not enabled or sys.stderr is None, leave=False, dynamic_ncols=True
+        total=total,
+        desc=label,
+        delay=2,
+        disable=not enabled or sys.stderr is None,
+        leave=False,
+        dynamic_ncols=True,
     ) as bar:
         yield bar

@@ -32,7 +32,8 @@ def proximal(likelihood: Likelihood, x: Tensor, variance: Tensor | float) -> Ten
         return x + operator.adjoint(operator.solve(residual, ridge))
     # Symmetric scaling by 1/sigma keeps CG fast where the noise varies by orders of magnitude.
     solution = conjugate_gradient(
-        lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real), residual / sigma
+        lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real),
+        residual / sigma,
     )
     return x + operator.adjoint(solution / sigma)
 
@@ -47,7 +48,9 @@ def _descend(likelihood: Likelihood, x: Tensor, variance: Tensor) -> Tensor:
 
     z = x
     value, gradient = objective(z)
-    length = variance.clone()  # exact where the likelihood is flat; halved until the objective falls
+    length = (
+        variance.clone()
+    )  # exact where the likelihood is flat; halved until the objective falls
     for _ in range(DESCENT_STEPS):
         candidate = z - per_sample(length, z) * gradient
         new_value, new_gradient = objective(candidate)

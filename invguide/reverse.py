@@ -16,7 +16,9 @@ def euler(x: Tensor, denoised: Tensor, a: float, b: float) -> Tensor:
     return denoised + (b / a) * (x - denoised)
 
 
-def heun(x: Tensor, denoised: Tensor, a: float, b: float, denoise: Callable[[Tensor, float], Tensor]) -> Tensor:
+def heun(
+    x: Tensor, denoised: Tensor, a: float, b: float, denoise: Callable[[Tensor, float], Tensor]
+) -> Tensor:
     """Second-order probability-flow step (arXiv 2206.00364, alg. 1); one more denoiser call unless b is 0."""
     proposal = euler(x, denoised, a, b)
     if b == 0:

@@ -31,6 +31,7 @@ class FunctionReward(Reward):
         value = torch.as_tensor(self.function(x), device=x.device)
         if value.shape != (len(x),):
             raise ShapeError(
-                f"the reward returned shape {tuple(value.shape)} for {len(x)} samples; expected ({len(x)},), one value each"
+                f"the reward returned shape {tuple(value.shape)} for {len(x)} samples; "
+                f"expected ({len(x)},), one value each"
             )
         return value.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Standard normals keyed by (seed, measurement, sample, step, purpose): batch split, device and resume do not matter."""
+"""Standard normals keyed by (seed, measurement, sample, step, purpose), whatever the batch, device or resume."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def make_sigmas(
     if num_steps < 1:
         raise InputError(f"num_steps is {num_steps}; expected at least 1")
     if not 0 < sigma_min <= sigma_max:
-        raise InputError(f"noise levels from {sigma_max} to {sigma_min}; expected 0 < sigma_min <= sigma_max")
+        raise InputError(
+            f"noise levels from {sigma_max} to {sigma_min}; expected 0 < sigma_min <= sigma_max"
+        )
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     if schedule == "karras":
         high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -59,8 +61,17 @@ def _vp_time(sigma: float) -> float:
 
 def _user_sigmas(levels: Sequence[float], num_steps: int) -> Tensor:
     sigmas = torch.as_tensor(levels, dtype=torch.float64)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
-        raise InputError(f"schedule {list(levels)!r}: expected at least two strictly decreasing levels that end in 0")
+    if (
+        sigmas.ndim != 1
+        or len(sigmas) < 2
+        or sigmas[-1] != 0
+        or not bool((sigmas.diff() < 0).all())
+    ):
+        raise InputError(
+            f"schedule {list(levels)!r}: expected at least two strictly decreasing levels that end in 0"
+        )
     if len(sigmas) != num_steps + 1:
-        raise InputError(f"{len(sigmas)} noise levels for num_steps={num_steps}; expected {num_steps + 1}")
+        raise InputError(
+            f"{len(sigmas)} noise levels for num_steps={num_steps}; expected {num_steps + 1}"
+        )
     return sigmas

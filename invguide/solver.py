@@ -55,7 +55,9 @@ class Solver(ABC, Generic[State]):
         """Return the state before step 0."""
 
     @abstractmethod
-    def step(self, problem: Problem, state: State, k: int, noise: Noise) -> tuple[State, NamedTuple]:
+    def step(
+        self, problem: Problem, state: State, k: int, noise: Noise
+    ) -> tuple[State, NamedTuple]:
         """Return the state after step k = 0 ... num_steps - 1, and an Info worth looking at."""
 
     @abstractmethod
@@ -72,21 +74,27 @@ class Solver(ABC, Generic[State]):
         for base in getattr(type(self), "__orig_bases__", ()):
             if typing.get_origin(base) is Solver:
                 return typing.get_args(base)[0]
-        raise TypeError(f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])")
+        raise TypeError(
+            f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])"
+        )
 
 
 def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
     """Return what the solver needs and the problem lacks, as phrases; empty where they fit."""
-    missing = []
+    missing: list[str] = []
     if requires.target == "likelihood" and problem.likelihood is None:
-        missing.append("needs a measurement (y and an operator), and this problem has a reward only")
+        missing.append(
+            "needs a measurement (y and an operator), and this problem has a reward only"
+        )
     if requires.target == "reward" and problem.reward is None:
         missing.append("needs a reward, and this problem has a measurement only")
     if requires.target == "either" and problem.likelihood is None and problem.reward is None:
         missing.append("needs a measurement or a reward")
     if requires.target != "none" and requires.gradient and not problem.differentiable:
         part = problem.likelihood.operator if problem.likelihood is not None else problem.reward
-        missing.append(f"differentiates the operator or reward, and {type(part).__name__} is a black box")
+        missing.append(
+            f"differentiates the operator or reward, and {type(part).__name__} is a black box"
+        )
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
     return missing

@@ -73,7 +73,9 @@ class DPS(Solver[DPSState]):
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
-            raise InputError(f"unknown DPS weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}")
+            raise InputError(
+                f"unknown DPS weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
+            )
         if not self.guidance_scale >= 0:
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
@@ -81,7 +83,9 @@ class DPS(Solver[DPSState]):
         x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
         return DPSState(x, torch.zeros_like(x))
 
-    def step(self, problem: Problem, state: DPSState, k: int, noise: Noise) -> tuple[DPSState, DPSInfo]:
+    def step(
+        self, problem: Problem, state: DPSState, k: int, noise: Noise
+    ) -> tuple[DPSState, DPSInfo]:
         a, b = problem.levels(self.schedule, self.num_steps, k)
         guidance = problem.guide(state.x, a)
         denoised = guidance.denoised
@@ -89,7 +93,10 @@ class DPS(Solver[DPSState]):
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
             x = x + self._official_shift(problem, guidance, a, b)
         else:
-            denoised = denoised + per_sample(self._strength(problem, guidance, a, b), denoised) * guidance.gradient
+            denoised = (
+                denoised
+                + per_sample(self._strength(problem, guidance, a, b), denoised) * guidance.gradient
+            )
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
         return DPSState(x, denoised), DPSInfo(a, guidance.chi2, guidance.log_prob)
 

@@ -12,6 +12,7 @@ from invguide.problem import Problem
 from invguide.rng import Noise
 from invguide.schedule import make_sigmas
 from invguide.solver import Requires, Solver
+from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
 
 class HQSState(NamedTuple):
@@ -28,14 +29,17 @@ class HQS(Solver[HQSState]):
     """Minimise -log p(y | x) - log p(x) by splitting it into a data step and a denoising step.
 
     Algorithm:
-        z = D(x; s);   x <- argmin_x -log p(y | x) + lam |x - z|^2 / (2 s^2),   s falling from sigma_start to sigma_end
+        z = T^-1 D(T x; s),   x <- argmin_x -log p(y | x) + lam |x - z|^2 / (2 s^2),   for s from sigma_start down to
+        sigma_end; T goes through the eight mirror images and quarter turns.
 
     Source:
-        Zhang et al. 2020, "Plug-and-play image restoration with deep denoiser prior", arXiv 2008.13751, eq. 6-7, alg. 1.
+        Zhang et al. 2020, "Plug-and-play image restoration with deep denoiser prior", arXiv 2008.13751, alg. 1.
 
     Differences:
-        Levels fall exponentially as there; lam is in the Bayesian scale (1 makes the data step exact for a Gaussian of
-        variance s^2 around z). The result is the last denoised image, not the data step after it.
+        Levels fall exponentially as there; lam is in the Bayesian scale (1 makes the data step exact for a Gaussian
+        of variance s^2 around z). Turning the picture averages out what the network does to one orientation only;
+        T is the identity unless the prior says that it is `symmetric`. The result is the last denoised image, not
+        the data step after it.
 
     Bias:
         A point estimate near the posterior mode: no spread, so seeds agree and `std` is zero.
@@ -59,9 +63,12 @@ class HQS(Solver[HQSState]):
         x = problem.blank_estimate()
         return HQSState(x, x)
 
-    def step(self, problem: Problem, state: HQSState, k: int, noise: Noise) -> tuple[HQSState, HQSInfo]:
+    def step(
+        self, problem: Problem, state: HQSState, k: int, noise: Noise
+    ) -> tuple[HQSState, HQSInfo]:
         s = float(make_sigmas("exponential", self.num_steps, self.sigma_end, self.sigma_start)[k])
-        denoised = problem.denoise(state.x, s)
+        turn = k % SYMMETRIES if problem.prior.symmetric else 0
+        denoised = turn_back(problem.denoise(turn_image(state.x, turn), s), turn)
         x = problem.prox(denoised, s / self.lam**0.5)
         return HQSState(x, denoised), HQSInfo(s)
 

@@ -39,15 +39,15 @@ class REDDiff(Solver[REDDiffState]):
         official:  mu <- Adam(mu, A^T (A mu - y) / m + prior_weight s (e - n) / d)
 
     Source:
-        Mardani, Song, Kautz, Vahdat 2023, "A variational perspective on solving inverse problems with diffusion models",
-        arXiv 2305.04391, alg. 1 and prop. 2; official code NVlabs/RED-diff.
+        Mardani, Song, Kautz, Vahdat 2023, "A variational perspective on solving inverse problems with
+        diffusion models", arXiv 2305.04391, alg. 1 and prop. 2; official code NVlabs/RED-diff.
 
     Differences:
-        "bayes" (default) weighs both terms as the KL divergence does: the true likelihood, and the score at level s. Levels
-        fall exponentially from sigma_start to the noise of the measurement (below it the prior would only chase
-        noise), and the rate falls with them. "official" uses means over m measurements and d unknowns of the plain
-        residual and levels of the variance-preserving schedule, as released; but the result is mu after the last
-        update (released: before it).
+        "bayes" (default) weighs both terms as the KL divergence does: the true likelihood, and the score at
+        level s. Levels fall exponentially from sigma_start to the noise of the measurement (below it the prior
+        would only chase noise), and the rate falls with them. "official" uses means over m measurements and d
+        unknowns of the plain residual and levels of the variance-preserving schedule, as released; but the result
+        is mu after the last update (released: before it).
 
     Bias:
         Mode seeking: seeds differ by optimiser noise, not by the posterior.
@@ -64,7 +64,9 @@ class REDDiff(Solver[REDDiffState]):
 
     def __post_init__(self) -> None:
         if self.weight not in WEIGHTS:
-            raise InputError(f"unknown RED-diff weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}")
+            raise InputError(
+                f"unknown RED-diff weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
+            )
         if not (self.learning_rate > 0 and self.prior_weight >= 0):
             raise InputError(
                 f"learning_rate={self.learning_rate}, prior_weight={self.prior_weight}; expected positive numbers"
@@ -91,7 +93,9 @@ class REDDiff(Solver[REDDiffState]):
             gradient = gradient - per_sample(sigma_y**2, slope) * slope / sizes[0]
         else:
             gradient = self.prior_weight * residual / level - slope
-        x0, first, second = adam(state.x0, gradient, state.first_moment, state.second_moment, k, rate)
+        x0, first, second = adam(
+            state.x0, gradient, state.first_moment, state.second_moment, k, rate
+        )
         return REDDiffState(x0, first, second), REDDiffInfo(s, chi2)
 
     def _level(self, problem: Problem, k: int) -> tuple[Tensor, float]:
@@ -99,15 +103,21 @@ class REDDiff(Solver[REDDiffState]):
         count = len(problem.likelihood.y)  # type: ignore[union-attr]
         like = problem.likelihood.y.real  # type: ignore[union-attr]
         if self.weight == "official":
-            sigmas = make_sigmas("vp-linear", self.num_steps, problem.prior.sigma_min, problem.prior.sigma_max)
+            sigmas = make_sigmas(
+                "vp-linear", self.num_steps, problem.prior.sigma_min, problem.prior.sigma_max
+            )
             return sigmas[k].to(like).expand(count), self.learning_rate
         sigma_y = problem.sigma_y
         if self.sigma_end is not None or sigma_y is None:
-            end = torch.full((count,), self.sigma_end or 0.05, dtype=like.dtype, device=like.device)
+            end = torch.full(
+                (count,), self.sigma_end or 0.05, dtype=like.dtype, device=like.device
+            )
         else:
             end = sigma_y.clamp(0.02, 0.2)
         progress = k / max(1, self.num_steps - 1)
-        return self.sigma_start * (end / self.sigma_start) ** progress, self.learning_rate * (1 - progress) + 1e-3
+        return self.sigma_start * (end / self.sigma_start) ** progress, self.learning_rate * (
+            1 - progress
+        ) + 1e-3
 
     def estimate(self, state: REDDiffState) -> Tensor:
         return state.x0

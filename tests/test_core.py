@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -19,11 +20,14 @@ from invguide.proximal import proximal
 from invguide.reverse import ancestral, ddim, euler, heun, mix_noise, renoise
 from invguide.rng import Noise
 from invguide.schedule import SCHEDULES, make_sigmas
+from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
 F64 = torch.float64
 
 
 class Matrix(LinearOperator):
+    matrix: torch.Tensor
+
     def __init__(self, matrix: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix)
@@ -79,7 +83,9 @@ def test_noise_is_standard_normal() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 50])
 def test_schedules_fall_from_top_to_zero(name: str, steps: int) -> None:
     sigmas = make_sigmas(name, steps, 0.01, 40.0)
-    assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
+    assert len(sigmas) == steps + 1
+    assert sigmas[-1] == 0
+    assert bool((sigmas.diff() < 0).all())
     assert sigmas[0] == pytest.approx(40.0, rel=1e-9)
     if steps > 1:
         assert sigmas[-2] == pytest.approx(0.01, rel=1e-9)
@@ -88,13 +94,16 @@ def test_schedules_fall_from_top_to_zero(name: str, steps: int) -> None:
 def test_karras_levels_are_those_of_the_paper() -> None:
     n, rho = 18, 7
     expected = [
-        (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(n)
+        (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+        for i in range(n)
     ]
-    assert make_sigmas("karras", n, 0.002, 80.0)[:-1].tolist() == pytest.approx(expected, rel=1e-12)
+    assert make_sigmas("karras", n, 0.002, 80.0)[:-1].tolist() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_vp_linear_levels_are_those_of_ddpm() -> None:
-    """1000 levels of beta from 1e-4 to 0.02; the continuous formula differs by its discretisation, 2.5 % at the low end."""
+    """1000 levels of beta from 1e-4 to 0.02; discretisation makes 2.5 % at the low end."""
     alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=F64), 0)
     ddpm = ((1 - alphas) / alphas).sqrt().flip(0)
     ours = make_sigmas("vp-linear", 1000, float(ddpm[-1]), float(ddpm[0]))[:-1]
@@ -103,7 +112,11 @@ def test_vp_linear_levels_are_those_of_ddpm() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "steps", "message"),
-    [([1.0, 2.0, 0.0], 2, "strictly decreasing"), ([2.0, 1.0], 1, "end in 0"), ([2.0, 1.0, 0.0], 5, "expected 6")],
+    [
+        ([1.0, 2.0, 0.0], 2, "strictly decreasing"),
+        ([2.0, 1.0], 1, "end in 0"),
+        ([2.0, 1.0, 0.0], 5, "expected 6"),
+    ],
 )
 def test_bad_user_levels(levels: list[float], steps: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -120,12 +133,18 @@ def test_reverse_steps_against_the_ddpm_posterior() -> None:
     a, b, x, x0, n = 2.0, 0.7, torch.tensor(3.0), torch.tensor(1.0), torch.tensor(0.37)
     # x_a = x_b + independent noise of variance a^2 - b^2, x_b ~ N(x0, b^2).
     mean, variance = x0 + b**2 / a**2 * (x - x0), b**2 * (a**2 - b**2) / a**2
-    assert ancestral(x, x0, a, b, n) == pytest.approx(float(mean + math.sqrt(variance) * n), rel=1e-6)
+    assert ancestral(x, x0, a, b, n) == pytest.approx(
+        float(mean + math.sqrt(variance) * n), rel=1e-6
+    )
     assert ddim(x, x0, a, b, n, 0.0) == pytest.approx(float(euler(x, x0, a, b)), rel=1e-6)
     assert mix_noise(x, x0, a, b, n, 0.0) == pytest.approx(float(euler(x, x0, a, b)), rel=1e-6)
     assert mix_noise(x, x0, a, b, n, 1.0) == pytest.approx(float(x0 + b * n), rel=1e-6)
     assert renoise(x, b, a, n) == pytest.approx(float(x + math.sqrt(a**2 - b**2) * n), rel=1e-6)
-    for step in (ancestral(x, x0, a, 0.0, n), euler(x, x0, a, 0.0), mix_noise(x, x0, a, 0.0, n, 0.5)):
+    for step in (
+        ancestral(x, x0, a, 0.0, n),
+        euler(x, x0, a, 0.0),
+        mix_noise(x, x0, a, 0.0, n, 0.5),
+    ):
         assert step == x0
 
 
@@ -138,8 +157,11 @@ def test_order_of_deterministic_steps(method: str, order: int) -> None:
 
     errors, counts = [], (16, 32, 64, 128)
     for count in counts:
-        x, levels = torch.tensor(1.0, dtype=F64), torch.linspace(2.0, 0.5, count + 1, dtype=F64).tolist()
-        for a, b in zip(levels[:-1], levels[1:], strict=True):
+        x, levels = (
+            torch.tensor(1.0, dtype=F64),
+            torch.linspace(2.0, 0.5, count + 1, dtype=F64).tolist(),
+        )
+        for a, b in itertools.pairwise(levels):
             d = denoise(x, a)
             x = euler(x, d, a, b) if method == "euler" else heun(x, d, a, b, denoise)
         errors.append(abs(float(x) - math.sqrt(1.25 / 5)))
@@ -156,7 +178,9 @@ def test_gaussian_log_density_matches_scipy() -> None:
     law = noise.Gaussian(sigma).bind(y)
     shift = predicted + 0.4
     ours = law.log_density(predicted, y) - law.log_density(shift, y)
-    theirs = stats.norm.logpdf(y, predicted, sigma).sum() - stats.norm.logpdf(y, shift, sigma).sum()
+    theirs = (
+        stats.norm.logpdf(y, predicted, sigma).sum() - stats.norm.logpdf(y, shift, sigma).sum()
+    )
     assert float(ours) == pytest.approx(theirs, rel=1e-12)
 
 
@@ -164,7 +188,10 @@ def test_poisson_log_density_matches_scipy() -> None:
     gain = 0.1
     y = gain * torch.tensor([[3.0, 0.0, 12.0]], dtype=F64)
     law = noise.Poisson(gain).bind(y)
-    rates = torch.tensor([[0.25, 0.05, 1.1]], dtype=F64), torch.tensor([[0.5, 0.2, 0.9]], dtype=F64)
+    rates = (
+        torch.tensor([[0.25, 0.05, 1.1]], dtype=F64),
+        torch.tensor([[0.5, 0.2, 0.9]], dtype=F64),
+    )
     ours = law.log_density(rates[0], y) - law.log_density(rates[1], y)
     theirs = [stats.poisson.logpmf((y / gain).round(), r / gain).sum() for r in rates]
     assert float(ours) == pytest.approx(theirs[0] - theirs[1], rel=1e-10)
@@ -175,7 +202,8 @@ def test_complex_measurements_count_both_parts() -> None:
     likelihood = Likelihood(Identity(), y, 0.5)
     x = torch.full((1, 4), 1 + 1j, dtype=torch.complex128)
     log_prob, chi2 = likelihood.evaluate(x)
-    assert float(log_prob) == pytest.approx(-0.5 * 8 / 0.25) and float(chi2) == pytest.approx(4.0)
+    assert float(log_prob) == pytest.approx(-0.5 * 8 / 0.25)
+    assert float(chi2) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +256,9 @@ def test_non_finite_measurement_is_refused() -> None:
 # ---- proximal map and units
 
 
-def _proximal_objective(likelihood: Likelihood, z: torch.Tensor, x: torch.Tensor, variance: float) -> torch.Tensor:
+def _proximal_objective(
+    likelihood: Likelihood, z: torch.Tensor, x: torch.Tensor, variance: float
+) -> torch.Tensor:
     return (z - x).square().flatten(1).sum(1) / (2 * variance) - likelihood.log_prob(z)
 
 
@@ -236,8 +266,15 @@ def _proximal_objective(likelihood: Likelihood, z: torch.Tensor, x: torch.Tensor
 def test_proximal_point_of_a_linear_operator_is_exact(sigma: float | str) -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(5, 8, generator=generator, dtype=F64)
-    y, x = torch.randn(2, 5, generator=generator, dtype=F64), torch.randn(2, 8, generator=generator, dtype=F64)
-    sigma_y = torch.rand(5, generator=generator, dtype=F64) + 0.1 if sigma == "per element" else torch.tensor(sigma)
+    y, x = (
+        torch.randn(2, 5, generator=generator, dtype=F64),
+        torch.randn(2, 8, generator=generator, dtype=F64),
+    )
+    sigma_y = (
+        torch.rand(5, generator=generator, dtype=F64) + 0.1
+        if sigma == "per element"
+        else torch.tensor(sigma)
+    )
     variance = torch.tensor([0.5, 2.0], dtype=F64)
     z = proximal(Likelihood(Matrix(matrix), y, sigma_y), x, variance)
     weight = torch.diag((1 / sigma_y.to(F64) ** 2).expand(5))
@@ -257,7 +294,9 @@ def test_proximal_point_of_a_nonlinear_target_is_stationary(law: float | noise.P
     z = proximal(likelihood, x, variance).requires_grad_()
     (slope,) = torch.autograd.grad(_proximal_objective(likelihood, z, x, variance).sum(), z)
     start = x.clone().requires_grad_()
-    (before,) = torch.autograd.grad(_proximal_objective(likelihood, start, x, variance).sum(), start)
+    (before,) = torch.autograd.grad(
+        _proximal_objective(likelihood, start, x, variance).sum(), start
+    )
     # A first-order descent of 20 steps: three orders of magnitude off the first slope.
     assert slope.norm() < 1e-3 * before.norm()
 
@@ -270,10 +309,12 @@ def test_problem_changes_units_once() -> None:
     x0 = (y - 0.25) / 0.5
     log_prob, chi2, slope = problem.gradient(x0 + 0.2)
     # 0.2 normalised is 0.1 in data units: one sigma_y.
-    assert torch.allclose(chi2, torch.ones(1, dtype=F64)) and torch.allclose(log_prob, torch.tensor(-1.5, dtype=F64))
+    assert torch.allclose(chi2, torch.ones(1, dtype=F64))
+    assert torch.allclose(log_prob, torch.tensor(-1.5, dtype=F64))
     assert torch.allclose(slope, torch.full((1, 3), -0.5 * 0.1 / 0.01, dtype=F64))
     assert torch.allclose(problem.prox(x0, 1e3), x0)
-    assert problem.sigma_y is not None and problem.sigma_y.item() == pytest.approx(0.2)
+    assert problem.sigma_y is not None
+    assert problem.sigma_y.item() == pytest.approx(0.2)
 
 
 def test_guide_is_the_chain_rule() -> None:
@@ -281,7 +322,10 @@ def test_guide_is_the_chain_rule() -> None:
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=F64)
     matrix = torch.randn(3, 2, generator=generator, dtype=F64)
     prior = Gaussian(torch.zeros(2, dtype=F64), covariance)
-    y, x = torch.randn(1, 3, generator=generator, dtype=F64), torch.randn(1, 2, generator=generator, dtype=F64)
+    y, x = (
+        torch.randn(1, 3, generator=generator, dtype=F64),
+        torch.randn(1, 2, generator=generator, dtype=F64),
+    )
     problem = Problem(prior, Likelihood(Matrix(matrix), y, 0.3))
     guidance = problem.guide(x, 0.8)
     jacobian = covariance @ torch.linalg.inv(covariance + 0.64 * torch.eye(2))
@@ -298,9 +342,20 @@ def test_shape_comes_from_prior_operator_or_caller() -> None:
     prior.shape = (3, None, None)
     y = torch.zeros(1, 3, 8, 10)
     assert Problem(prior, Likelihood(SuperResolution(2), y, 0.1)).shape == (3, 16, 20)
-    assert Problem(prior, Likelihood(Matrix(torch.eye(2)), y, 0.1), shape=(3, 5, 5)).shape == (3, 5, 5)
+    assert Problem(prior, Likelihood(Matrix(torch.eye(2)), y, 0.1), shape=(3, 5, 5)).shape == (
+        3,
+        5,
+        5,
+    )
     with pytest.raises(ShapeError, match="shape of x is unknown"):
         Problem(prior, Likelihood(Matrix(torch.eye(2)), y, 0.1))
     prior.min_size = 32
     with pytest.raises(ShapeError, match="at least 32"):
         Problem(prior, Likelihood(Identity(), y, 0.1))
+
+
+def test_symmetries_are_undone_and_differ() -> None:
+    x = torch.arange(2 * 3 * 4.0).reshape(1, 2, 3, 4)
+    turned = [turn_image(x, k) for k in range(SYMMETRIES)]
+    assert all(torch.equal(turn_back(t, k), x) for k, t in enumerate(turned))
+    assert len({tuple(t.flatten().tolist()) for t in turned}) == SYMMETRIES

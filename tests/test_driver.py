@@ -23,7 +23,13 @@ from invguide.problem import Problem
 from invguide.solver import Solver
 from invguide.solvers import DPS, HQS, DiffPIR, REDDiff, Unconditional
 
-SOLVERS = [DPS(num_steps=6), HQS(num_steps=4), DiffPIR(num_steps=5), REDDiff(num_steps=6), Unconditional(num_steps=5)]
+SOLVERS = [
+    DPS(num_steps=6),
+    HQS(num_steps=4),
+    DiffPIR(num_steps=5),
+    REDDiff(num_steps=6),
+    Unconditional(num_steps=5),
+]
 
 
 def toy(rows: int = 3, sigma_y: float = 0.3) -> Problem:
@@ -42,15 +48,19 @@ def photo() -> tuple[ig.Prior, GaussianBlur, torch.Tensor]:
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-def test_batch_size_does_not_matter(solver: Solver, photo: tuple[ig.Prior, GaussianBlur, torch.Tensor]) -> None:
+def test_batch_size_does_not_matter(
+    solver: Solver, photo: tuple[ig.Prior, GaussianBlur, torch.Tensor]
+) -> None:
     """A real network: the same sample alone, in threes (chunks across measurements) and in eights."""
     prior, operator, y = photo
     problem = Problem(prior, Likelihood(operator, y, 0.05))
     one, three, eight = (
-        driver.run(solver, problem, 4, seed=3, batch_size=b, progress=False).samples for b in (1, 3, 8)
+        driver.run(solver, problem, 4, seed=3, batch_size=b, progress=False).samples
+        for b in (1, 3, 8)
     )
     # float32 sums are reordered with the batch; anything that couples rows is a hundred times larger.
-    assert (one - three).abs().max() < 1e-5 and (one - eight).abs().max() < 1e-5
+    assert (one - three).abs().max() < 1e-5
+    assert (one - eight).abs().max() < 1e-5
     assert (one[:, 0] - one[:, 1]).abs().max() > 1e-4 or isinstance(solver, HQS)
 
 
@@ -64,7 +74,7 @@ def test_coupled_rows_would_be_noticed() -> None:
     """The planted bug: a norm over the whole batch, as in the released DPS code."""
 
     class Coupled(DPS):
-        def _strength(self, problem, guidance, a, b):  # noqa: ANN001, ANN202
+        def _strength(self, problem, guidance, a, b):
             return super()._strength(problem, guidance, a, b) / guidance.gradient.norm()
 
     solver = Coupled(num_steps=10)
@@ -87,10 +97,19 @@ def test_resume_is_exact(solver: Solver, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     part = driver.run(
-        solver, toy(), 2, seed=1, batch_size=2, progress=False, checkpoint=path, callbacks=[interrupt]
+        solver,
+        toy(),
+        2,
+        seed=1,
+        batch_size=2,
+        progress=False,
+        checkpoint=path,
+        callbacks=[interrupt],
     )
-    assert int(part.finished.sum()) == 2 and part.status[1] == ["interrupted"] * 2
-    assert torch.equal(part.samples[0], whole.samples[0]) and bool(part.samples[1:].isnan().all())
+    assert int(part.finished.sum()) == 2
+    assert part.status[1] == ["interrupted"] * 2
+    assert torch.equal(part.samples[0], whole.samples[0])
+    assert bool(part.samples[1:].isnan().all())
     rest = driver.run(solver, toy(), 2, seed=1, batch_size=4, progress=False, checkpoint=path)
     assert rest.samples.sub(whole.samples).abs().max() == 0
     assert rest.nfe == whole.nfe
@@ -124,10 +143,13 @@ def test_kill_and_resume_and_two_processes_agree(tmp_path: Path) -> None:
     time.sleep(0.2)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert checkpoint.exists() and not (tmp_path / "never.pt").exists()
+    assert checkpoint.exists()
+    assert not (tmp_path / "never.pt").exists()
     assert start(str(checkpoint), "resumed.pt").wait() == 0
     assert start("", "whole.pt").wait() == 0
-    resumed, whole = (torch.load(tmp_path / n, weights_only=True) for n in ("resumed.pt", "whole.pt"))
+    resumed, whole = (
+        torch.load(tmp_path / n, weights_only=True) for n in ("resumed.pt", "whole.pt")
+    )
     assert torch.equal(resumed, whole)
 
 
@@ -141,7 +163,9 @@ def test_kill_and_resume_and_two_processes_agree(tmp_path: Path) -> None:
         (lambda: (DPS(num_steps=6), toy(rows=2), 2, 1), "y"),
     ],
 )
-def test_resume_under_other_settings_is_refused(change: Callable[[], tuple], named: str, tmp_path: Path) -> None:
+def test_resume_under_other_settings_is_refused(
+    change: Callable[[], tuple], named: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.pt"
     driver.run(DPS(num_steps=6), toy(), 2, seed=1, progress=False, checkpoint=path)
     solver, problem, count, seed = change()
@@ -173,27 +197,39 @@ class Poisoned(Identity):
 def test_non_finite_sample_is_named() -> None:
     problem = toy()
     problem = Problem(problem.prior, Likelihood(Poisoned(), problem.likelihood.y, 0.3))
-    with pytest.raises(DivergenceError, match=r"DPS diverged: \w+ of sample \d of measurement \d reached nan at step"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"DPS diverged: \w+ of sample \d of measurement \d reached nan at step",
+    ):
         driver.run(DPS(num_steps=20), problem, 4, progress=False)
 
 
 def test_dropped_sample_leaves_the_others_alone() -> None:
     problem = Problem(toy().prior, Likelihood(Poisoned(), toy().likelihood.y, 0.3))
     result, alone = (
-        driver.run(DPS(num_steps=20), problem, 4, progress=False, on_nonfinite="drop", batch_size=b) for b in (12, 1)
+        driver.run(
+            DPS(num_steps=20), problem, 4, progress=False, on_nonfinite="drop", batch_size=b
+        )
+        for b in (12, 1)
     )
     kept = result.finished
     assert 0 < int(kept.sum()) < 12
-    assert torch.equal(kept, alone.finished) and torch.equal(result.samples[kept], alone.samples[kept])
-    assert bool(result.samples[~kept].isnan().all()) and not bool(result.mean[kept.any(1)].isnan().any())
+    assert torch.equal(kept, alone.finished)
+    assert torch.equal(result.samples[kept], alone.samples[kept])
+    assert bool(result.samples[~kept].isnan().all())
+    assert not bool(result.mean[kept.any(1)].isnan().any())
     dropped = [s for row in result.status for s in row if s != "ok"]
     assert all(s.startswith("dropped: ") for s in dropped)
 
 
-def test_guidance_far_too_large_ends_with_a_diagnosis(photo: tuple[ig.Prior, GaussianBlur, torch.Tensor]) -> None:
+def test_guidance_far_too_large_ends_with_a_diagnosis(
+    photo: tuple[ig.Prior, GaussianBlur, torch.Tensor],
+) -> None:
     prior, operator, y = photo
     solver = DPS(num_steps=30, guidance_scale=100.0, weight="official")
-    with pytest.raises(DivergenceError, match=r"DPS diverged.*guidance_scale=100 is too large.*try 10"):
+    with pytest.raises(
+        DivergenceError, match=r"DPS diverged.*guidance_scale=100 is too large.*try 10"
+    ):
         ig.solve(y, operator, prior, sigma_y=0.05, solver=solver, progress=False)
 
 
@@ -202,7 +238,9 @@ def test_black_box_is_refused_before_any_network_call() -> None:
     operator = Identity()
     operator.differentiable = False
     problem = Problem(problem.prior, Likelihood(operator, problem.likelihood.y, 0.3))
-    with pytest.raises(CompatibilityError, match="black box.*(solvers that would do|no solver at hand)"):
+    with pytest.raises(
+        CompatibilityError, match=r"black box.*(solvers that would do|no solver at hand)"
+    ):
         driver.run(DPS(), problem, progress=False)
     assert problem.counters.network == 0
 
@@ -223,7 +261,9 @@ def test_bad_options(options: dict, message: str) -> None:
 
 def test_calls_are_counted() -> None:
     result = driver.run(DPS(num_steps=10), toy(rows=2), 3, progress=False)
-    assert result.nfe == 10 and result.manifest["network_calls"] == 60 and result.manifest["vjp_calls"] == 60
+    assert result.nfe == 10
+    assert result.manifest["network_calls"] == 60
+    assert result.manifest["vjp_calls"] == 60
 
 
 def test_ctrl_c_without_a_checkpoint_returns_what_is_finished() -> None:
@@ -231,10 +271,13 @@ def test_ctrl_c_without_a_checkpoint_returns_what_is_finished() -> None:
         if report.rows[0] == (1, 0):
             raise KeyboardInterrupt
 
-    result = driver.run(DPS(num_steps=3), toy(), 1, batch_size=1, progress=False, callbacks=[interrupt])
+    result = driver.run(
+        DPS(num_steps=3), toy(), 1, batch_size=1, progress=False, callbacks=[interrupt]
+    )
     assert result.status == [["ok"], ["interrupted"], ["interrupted"]]
 
 
 def test_settings_of_a_run_are_in_its_manifest() -> None:
     manifest = driver.run(replace(DPS(), num_steps=3), toy(), progress=False).manifest
-    assert manifest["settings"]["num_steps"] == 3 and manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert manifest["settings"]["num_steps"] == 3
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]

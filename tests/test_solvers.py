@@ -1,8 +1,9 @@
 """Every solver against closed forms, and planted bugs that these tests must catch.
 
-The golden numbers are those of independent implementations in numpy on a 2-D Gaussian (prior mean (0.5, -0.3), covariance
-[[1, 0.6], [0.6, 0.5]], x_0 measured as 1.5 with sigma_y = 0.3). Tolerances: 0.03 on means and 0.05 on ratios are the
-scatter between implementations; 2000 samples add about 0.01 (one standard error of a mean) and 0.016 (of a ratio).
+The golden numbers are those of independent implementations in numpy on a 2-D Gaussian (prior mean (0.5, -0.3),
+covariance [[1, 0.6], [0.6, 0.5]], x_0 measured as 1.5 with sigma_y = 0.3). Tolerances: 0.03 on means and 0.05 on ratios
+are the scatter between implementations; 2000 samples add about 0.01 (one standard error of a mean) and 0.016 (of a
+ratio).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def target() -> Target:
 
 def moments(solver: Solver, target: Target, count: int = 2000) -> tuple[list[float], list[float]]:
     """Mean error and ratio of standard deviations, per coordinate."""
-    result = driver.run(solver, target.problem(), count, batch_size=count, progress=False, on_nonfinite="drop")
+    result = driver.run(
+        solver, target.problem(), count, batch_size=count, progress=False, on_nonfinite="drop"
+    )
     samples = result.samples[result.finished]
     assert len(samples) > 0.99 * count
     error = samples.mean(0) - target.posterior.mean
@@ -49,17 +52,33 @@ class Golden:
 
 
 GOLDEN = {
-    "DPS likelihood, ancestral": Golden(DPS(200, weight="likelihood", schedule=EDM), (0.084, 0.108), (0.71, 0.88)),
-    "DPS likelihood, flow": Golden(DPS(200, weight="likelihood", schedule=EDM, eta=0.0), (0.19, 0.26), (0.20, 0.77)),
+    "DPS likelihood, ancestral": Golden(
+        DPS(200, weight="likelihood", schedule=EDM), (0.084, 0.108), (0.71, 0.88)
+    ),
+    "DPS likelihood, flow": Golden(
+        DPS(200, weight="likelihood", schedule=EDM, eta=0.0), (0.19, 0.26), (0.20, 0.77)
+    ),
     "DPS official 0.1": Golden(
-        DPS(1000, weight="official", guidance_scale=0.1, schedule=DDPM), (0.08, 0.11), (0.20, 0.85), 800
+        DPS(1000, weight="official", guidance_scale=0.1, schedule=DDPM),
+        (0.08, 0.11),
+        (0.20, 0.85),
+        800,
     ),
     "DPS official 0.3": Golden(
-        DPS(1000, weight="official", guidance_scale=0.3, schedule=DDPM), (0.08, 0.11), (0.60, 0.86), 800
+        DPS(1000, weight="official", guidance_scale=0.3, schedule=DDPM),
+        (0.08, 0.11),
+        (0.60, 0.86),
+        800,
     ),
-    "DiffPIR Bayes": Golden(DiffPIR(1000, lam=1.0, zeta=1.0, schedule=DDPM), (0.0, 0.0), (0.70, 0.70), 800),
-    "DiffPIR released": Golden(DiffPIR(200, lam=7.0, zeta=0.3, schedule=EDM), (-0.25, -0.21), (1.92, 1.25)),
-    "RED-diff official": Golden(REDDiff(1000, weight="official"), (0.083, 0.05), (0.02, 0.47), 800),
+    "DiffPIR Bayes": Golden(
+        DiffPIR(1000, lam=1.0, zeta=1.0, schedule=DDPM), (0.0, 0.0), (0.70, 0.70), 800
+    ),
+    "DiffPIR released": Golden(
+        DiffPIR(200, lam=7.0, zeta=0.3, schedule=EDM), (-0.25, -0.21), (1.92, 1.25)
+    ),
+    "RED-diff official": Golden(
+        REDDiff(1000, weight="official"), (0.083, 0.05), (0.02, 0.47), 800
+    ),
 }
 
 
@@ -74,30 +93,44 @@ def test_golden_numbers(name: str, target: Target) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_unconditional_returns_the_prior(eta: float, target: Target) -> None:
-    result = driver.run(Unconditional(200, eta=eta, schedule=EDM), target.problem(), 2000, batch_size=2000, progress=False)
+    result = driver.run(
+        Unconditional(200, eta=eta, schedule=EDM),
+        target.problem(),
+        2000,
+        batch_size=2000,
+        progress=False,
+    )
     samples = result.samples[0]
     # 0.98 is the known discretisation deficit of this grid.
-    assert (samples.std(0) / torch.tensor([1.0, 0.5**0.5])).tolist() == pytest.approx([0.985, 0.98], abs=0.04)
+    assert (samples.std(0) / torch.tensor([1.0, 0.5**0.5])).tolist() == pytest.approx(
+        [0.985, 0.98], abs=0.04
+    )
     assert samples.mean(0).tolist() == pytest.approx([0.5, -0.3], abs=0.08)
 
 
-@pytest.mark.parametrize("solver", [DPS(100, guidance_scale=0.0), DPS(100, guidance_scale=0.0, weight="official")])
+@pytest.mark.parametrize(
+    "solver", [DPS(100, guidance_scale=0.0), DPS(100, guidance_scale=0.0, weight="official")]
+)
 def test_dps_without_guidance_is_unconditional(solver: DPS, target: Target) -> None:
     ours = driver.run(solver, target.problem(), 5, progress=False).samples
-    assert torch.equal(ours, driver.run(Unconditional(100), target.problem(), 5, progress=False).samples)
+    assert torch.equal(
+        ours, driver.run(Unconditional(100), target.problem(), 5, progress=False).samples
+    )
 
 
 def test_default_dps_is_close_to_the_posterior(target: Target) -> None:
     """Far closer than the likelihood weight (0.08 and 0.71 above), and on the wide side, as its docstring states."""
     mean, std = moments(DPS(), target)
     assert max(map(abs, mean)) < 0.08
-    assert 1.0 < std[0] < 1.2 and 0.97 < std[1] < 1.12
+    assert 1.0 < std[0] < 1.2
+    assert 0.97 < std[1] < 1.12
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_default_dps_is_stable_whatever_its_scale(scale: float, target: Target) -> None:
     mean, std = moments(DPS(guidance_scale=scale), target, 500)
-    assert max(map(abs, mean)) < 0.3 and max(std) < 1.3
+    assert max(map(abs, mean)) < 0.3
+    assert max(std) < 1.3
 
 
 def test_dps_step_against_the_closed_form(target: Target) -> None:
@@ -116,9 +149,9 @@ class WrongSign(DPS):
 
 
 class NoChainRule(DPS):
-    def step(self, problem, state, k, noise):  # noqa: ANN001, ANN201
+    def step(self, problem, state, k, noise):
         class Flat:
-            def __getattr__(self, name: str):  # noqa: ANN204
+            def __getattr__(self, name: str):
                 return getattr(problem, name)
 
             def guide(self, x: Tensor, sigma: float) -> Guidance:
@@ -159,7 +192,10 @@ def test_red_diff_reaches_the_fixed_point_of_one_level(target: Target) -> None:
     m = torch.tensor([0.5, -0.3], dtype=torch.float64)
     precision = torch.linalg.inv(prior + s**2 * torch.eye(2))
     data = torch.tensor([[1 / 0.09, 0], [0, 0]], dtype=torch.float64)
-    exact = torch.linalg.solve(data + weight * precision, data @ torch.tensor([1.5, 0.0]).double() + weight * precision @ m)
+    exact = torch.linalg.solve(
+        data + weight * precision,
+        data @ torch.tensor([1.5, 0.0]).double() + weight * precision @ m,
+    )
     # Adam is no plain gradient flow: noisy coordinates move more slowly; its rate falls to zero within the run.
     assert (result.samples[0].mean(0) - exact).abs().max() < 0.05
 
@@ -195,14 +231,17 @@ def test_hqs_converges_to_the_map_of_a_gaussian(target: Target) -> None:
 
 
 def test_every_public_solver_is_tested_here() -> None:
-    assert set(__all__) == {type(s).__name__ for s in (DPS(), HQS(), DiffPIR(), REDDiff(), Unconditional())}
+    assert set(__all__) == {
+        type(s).__name__ for s in (DPS(), HQS(), DiffPIR(), REDDiff(), Unconditional())
+    }
 
 
 @pytest.mark.parametrize("name", __all__)
 def test_solvers_are_values_with_full_docstrings(name: str) -> None:
     kind = Solver.registry[name]
     solver = kind()
-    assert replace(solver, num_steps=7).num_steps == 7 and hash(solver) == hash(kind())
+    assert replace(solver, num_steps=7).num_steps == 7
+    assert hash(solver) == hash(kind())
     for section in ("Algorithm:", "Source:", "Differences:", "Bias:"):
         assert section in str(kind.__doc__), f"{name} lacks {section}"
 
@@ -219,6 +258,6 @@ def test_solvers_are_values_with_full_docstrings(name: str) -> None:
         (lambda: REDDiff(learning_rate=0.0), "learning_rate=0"),
     ],
 )
-def test_constructors_validate(make, message: str) -> None:  # noqa: ANN001
+def test_constructors_validate(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()

@@ -62,6 +62,9 @@ def load_embedded(name: str) -> NetworkPrior:
         sigma_min=entry.sigma_min,
         sigma_max=entry.sigma_max,
     )
+    prior.symmetric = (
+        True  # nearly so: pictures have an up and a down, their edges and textures hardly
+    )
     prior.min_size = 32  # the size of the smallest crops in training
     return prior
 

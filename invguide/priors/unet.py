@@ -23,7 +23,9 @@ class NoiseEmbedding(nn.Module):
         super().__init__()
         # c_noise = ln(sigma) / 4 spans about [-1.5, 1.1]; these periods resolve it without aliasing.
         self.register_buffer("frequencies", math.pi * torch.logspace(-1, 1, 16), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.layers = nn.Sequential(
+            nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def forward(self, noise: Tensor) -> Tensor:
         phase = noise[:, None] * self.frequencies
@@ -81,11 +83,15 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(channels):
-            self.encoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks)))
+            self.encoder.append(
+                nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks))
+            )
             if level + 1 < len(channels):
                 self.down.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
                 self.up.append(nn.ConvTranspose2d(channels[level + 1], width, 2, stride=2))
-                self.decoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks)))
+                self.decoder.append(
+                    nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks))
+                )
         self.head = nn.Conv2d(channels[0], 4 * image_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
 

@@ -24,13 +24,21 @@ MINUTES = {"natural": 150.0, "natural-tiny": 10.0}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m invguide.training", description=__doc__)
     parser.add_argument("name", choices=sorted(WIDTHS), help="which embedded prior to train")
-    parser.add_argument("--data", required=True, type=Path, help="zip archive or folder of training photos")
-    parser.add_argument("--out", type=Path, help="folder of the run; an interrupted run there is resumed")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="zip archive or folder of training photos"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the run; an interrupted run there is resumed"
+    )
     parser.add_argument("--minutes", type=float, help="time budget, summed over resumed runs")
-    parser.add_argument("--evaluate", type=Path, help=".npz with uint8 images img_64 (N, 64, 64, 3), only reported")
+    parser.add_argument(
+        "--evaluate", type=Path, help=".npz with uint8 images img_64 (N, 64, 64, 3), only reported"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true", help="for machines without a C++ compiler")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="for machines without a C++ compiler"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -49,9 +57,15 @@ def main() -> None:
         compile_network=not args.no_compile,
     )
     gpu = args.device.startswith("cuda")
-    hardware = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores of a {platform.machine()} CPU"
+    hardware = (
+        torch.cuda.get_device_name()
+        if gpu
+        else f"{os.cpu_count()} cores of a {platform.machine()} CPU"
+    )
     command = " ".join(["python -m invguide.training", *sys.argv[1:]])
-    card = model_card(args.name, record, out / "weights.safetensors", command=command, hardware=hardware)
+    card = model_card(
+        args.name, record, out / "weights.safetensors", command=command, hardware=hardware
+    )
     (out / "card.md").write_text(card)
     print(json.dumps(record["validation_psnr"], indent=2))
 

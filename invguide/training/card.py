@@ -10,13 +10,13 @@ TEMPLATE = """# {name}
 
 A denoiser of colour photographs for every noise level, used as the prior `invguide.load_prior("{name}")`.
 
-- **Network**: U-Net on pixel-unshuffled input, channels {channels}, {blocks} residual blocks per resolution, no attention,
-  per-pixel RMS normalisation; {parameters:,} parameters; EDM preconditioning, sigma_data {sigma_data}.
+- **Network**: U-Net on pixel-unshuffled input, channels {channels}, {blocks} residual blocks per resolution,
+  no attention, per-pixel RMS normalisation; {parameters:,} parameters; EDM preconditioning, sigma_data {sigma_data}.
 - **Data**: {data}
 - **Made by**: `{command}`, seed {seed}; {step:,} steps, {images_seen:,} crops, {minutes:.0f} minutes on {hardware}.
 - **File**: `{file}`, float16 moving average, {size:,} bytes, sha256 `{sha256}`.
-- **Made for**: restoration of photographs (texture, edges, colour). It has seen small crops only: it knows no objects, and
-  free samples are texture without content.
+- **Made for**: restoration of photographs (texture, edges, colour). It has seen small crops only: it knows no
+  objects, and free samples are texture without content.
 
 Validation: mean PSNR in dB of denoised 64 x 64 photographs, images in [-1, 1] (peak 2), sigma in the same units.
 
@@ -26,9 +26,9 @@ Validation: mean PSNR in dB of denoised 64 x 64 photographs, images in [-1, 1] (
 """
 
 CALTECH = (
-    "Caltech-101 (F.-F. Li, M. Andreeto, M. Ranzato, P. Perona; doi 10.22002/D1.20086; CC BY 4.0), 4,165 of its colour "
-    "photographs in 77 categories, short side reduced to 96 pixels, mirrored at random, at scales 1, 0.75 and 0.5; one in "
-    "50 held out."
+    "Caltech-101 (F.-F. Li, M. Andreeto, M. Ranzato, P. Perona; doi 10.22002/D1.20086; CC BY 4.0), 4,165 of its "
+    "colour photographs in 77 categories, short side reduced to 96 pixels, mirrored at random, at scales 1, "
+    "0.75 and 0.5; one in 50 held out."
 )
 
 ROWS = {
@@ -38,7 +38,13 @@ ROWS = {
 
 
 def model_card(
-    name: str, record: dict[str, Any], weights: Path, *, command: str, hardware: str, data: str = CALTECH
+    name: str,
+    record: dict[str, Any],
+    weights: Path,
+    *,
+    command: str,
+    hardware: str,
+    data: str = CALTECH,
 ) -> str:
     """Return the card of a weights file as Markdown; `record` is the trainer's validation.json."""
     from invguide.priors.embedded import read_unet
@@ -66,6 +72,7 @@ def model_card(
         sigmas=" | ".join(sigmas),
         rule=" --- |" * len(sigmas),
         rows="\n".join(
-            f"| {ROWS.get(key, key)} | " + " | ".join(f"{row[s]:.2f}" for s in sigmas) + " |" for key, row in tables.items()
+            f"| {ROWS.get(key, key)} | " + " | ".join(f"{row[s]:.2f}" for s in sigmas) + " |"
+            for key, row in tables.items()
         ),
     )

@@ -27,7 +27,9 @@ def load_photos(path: str | Path) -> list[Image.Image]:
             members = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
             photos = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in members]
     if not photos:
-        raise ValueError(f"no photo found in {path}: expected a zip archive or folder of {', '.join(SUFFIXES)} files")
+        raise ValueError(
+            f"no photo found in {path}: expected a zip archive or folder of {', '.join(SUFFIXES)} files"
+        )
     return photos
 
 
@@ -61,22 +63,31 @@ class Crops:
             resized = (
                 p
                 if scale == 1
-                else p.resize((round(p.width * scale), round(p.height * scale)), Image.Resampling.LANCZOS)
+                else p.resize(
+                    (round(p.width * scale), round(p.height * scale)), Image.Resampling.LANCZOS
+                )
                 for p in photos
             )
             self.pyramid.append([np.asarray(p) for p in resized])
 
     def batch(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
-        """Draw `count` crops: (count, 3, size, size) in [-1, 1]. Larger views are chosen in proportion to their area."""
-        usable = [level for level in self.pyramid if min(min(a.shape[:2]) for a in level[:200]) >= size]
+        """Draw `count` crops, (count, 3, size, size) in [-1, 1]; scales are chosen in proportion to their area."""
+        usable = [
+            level for level in self.pyramid if min(min(a.shape[:2]) for a in level[:200]) >= size
+        ]
         weights = np.array([np.mean([a.size for a in level[:200]]) for level in usable])
         levels = rng.choice(len(usable), count, p=weights / weights.sum())
         crops = np.empty((count, size, size, 3), np.uint8)
         for i, level in enumerate(levels):
             image = usable[level][rng.integers(len(usable[level]))]
             if min(image.shape[:2]) < size:
-                raise ValueError(f"a training photo of {image.shape[1]}x{image.shape[0]} is smaller than the crop {size}")
-            top, left = rng.integers(image.shape[0] - size + 1), rng.integers(image.shape[1] - size + 1)
+                raise ValueError(
+                    f"a training photo of {image.shape[1]}x{image.shape[0]} is smaller than the crop {size}"
+                )
+            top, left = (
+                rng.integers(image.shape[0] - size + 1),
+                rng.integers(image.shape[1] - size + 1),
+            )
             crop = image[top : top + size, left : left + size]
             crops[i] = crop[:, ::-1] if rng.random() < 0.5 else crop
         return to_unit(torch.from_numpy(crops))

@@ -32,7 +32,10 @@ class TrainingConfig:
     """Everything that decides the weights besides the data and the clock."""
 
     minutes: float
-    phases: tuple[tuple[float, int, int], ...] = ((0.4, 32, 96), (1.0, 64, 32))  # until fraction, crop, batch
+    phases: tuple[tuple[float, int, int], ...] = (
+        (0.4, 32, 96),
+        (1.0, 64, 32),
+    )  # until fraction, crop, batch
     learning_rate: float = 1.5e-3
     warmup_steps: int = 400
     decay_from: float = 0.35  # fraction of the budget after which the rate falls linearly to zero
@@ -49,12 +52,16 @@ def draw_sigmas(rng: np.random.Generator, count: int, config: TrainingConfig) ->
     """Stratified noise levels (count,): log-normal, a share of them log-uniform over the whole range."""
     uniform = torch.from_numpy((rng.permutation(count) + rng.random(count)) / count).float()
     low, high = (math.log(s) for s in config.sigma_range)
-    log_normal = config.log_sigma_mean + config.log_sigma_std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+    log_normal = config.log_sigma_mean + config.log_sigma_std * torch.special.ndtri(
+        uniform.clamp(1e-6, 1 - 1e-6)
+    )
     wide = torch.from_numpy(rng.random(count)) < config.wide_fraction
     return torch.where(wide, low + (high - low) * uniform, log_normal).exp()
 
 
-def denoising_loss(network: Callable[..., Tensor], x0: Tensor, sigma: Tensor, noise: Tensor, sigma_data: float) -> Tensor:
+def denoising_loss(
+    network: Callable[..., Tensor], x0: Tensor, sigma: Tensor, noise: Tensor, sigma_data: float
+) -> Tensor:
     sigma = sigma[:, None, None, None]
     c = edm_coefficients(sigma, sigma_data)
     x = x0 + sigma * noise
@@ -65,7 +72,9 @@ def denoising_loss(network: Callable[..., Tensor], x0: Tensor, sigma: Tensor, no
 
 
 @torch.no_grad()
-def validate(network: nn.Module, images: Tensor, sigma_data: float, chunk: int = 50) -> dict[str, float]:
+def validate(
+    network: nn.Module, images: Tensor, sigma_data: float, chunk: int = 50
+) -> dict[str, float]:
     """Mean PSNR in dB (peak 2, images in [-1, 1]) of the denoised images at each validation level."""
     table = {}
     for sigma in VALIDATION_SIGMAS:
@@ -74,7 +83,10 @@ def validate(network: nn.Module, images: Tensor, sigma_data: float, chunk: int =
         for x0 in images.split(chunk):
             x = x0 + sigma * torch.randn(x0.shape, generator=generator)
             c = edm_coefficients(torch.full((len(x0), 1, 1, 1), sigma), sigma_data)
-            x, x0 = x.to(next(network.parameters()).device), x0.to(next(network.parameters()).device)
+            x, x0 = (
+                x.to(next(network.parameters()).device),
+                x0.to(next(network.parameters()).device),
+            )
             c = type(c)(*(v.to(x.device) for v in c))
             denoised = (c.skip * x + c.out * network(c.input * x, c.noise.flatten())).clamp(-1, 1)
             psnr.append(-10 * ((denoised - x0).square().mean((1, 2, 3)) / 4).log10())
@@ -99,9 +111,11 @@ def train(
     checkpoint, so that an interrupted run already leaves a usable prior. Returns the validation record.
     """
     out.mkdir(parents=True, exist_ok=True)
-    network = network.to(device=device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network).eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     step, seconds, images_seen = 0, 0.0, 0
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -121,7 +135,9 @@ def train(
             step=step,
             minutes=round(seconds / 60, 2),
             images_seen=images_seen,
-            validation_psnr={k: validate(average, v, config.sigma_data) for k, v in validation.items()},
+            validation_psnr={
+                k: validate(average, v, config.sigma_data) for k, v in validation.items()
+            },
         )
         state = {
             "network": network.state_dict(),
@@ -159,11 +175,14 @@ def train(
         step, images_seen = step + 1, images_seen + batch
         with torch.no_grad():
             rate = 1 - min(config.ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), rate)
+            for mine, new in zip(average.parameters(), network.parameters(), strict=True):
+                mine.lerp_(new, rate)
         if step % 20 == 0:
             value = loss.item()
             if not math.isfinite(value):
-                raise RuntimeError(f"the loss became {value} at step {step}; lower learning_rate and resume")
+                raise RuntimeError(
+                    f"the loss became {value} at step {step}; lower learning_rate and resume"
+                )
             running = value if math.isnan(running) else 0.95 * running + 0.05 * value
             bar.set_postfix(step=step, loss=f"{running:.4f}", refresh=False)
         now = time.monotonic()
