@@ -38,7 +38,7 @@ class DPS(Solver[DPSState]):
     Algorithm:
         g = grad_x log p(y | D(x; a)),   h = grad_D log p(y | D)
         adaptive:    D <- D + min(guidance_scale a^2 / N, best step) g;   x <- DDIM_eta(x, D, a -> b)
-                     N = min(1 + chi2(D), 1 + a^2 |h|^2 / (m chi2(D)))
+                     N = 1 + min(chi2(D), r^2 |h|^2 / (m chi2(D))),   r^2 = a^2 s^2 / (a^2 + s^2)
         likelihood:  D <- D + guidance_scale a^2 g;                       x <- DDIM_eta(x, D, a -> b)
         official:    x <- DDIM_eta(x, D, a -> b) - guidance_scale sqrt((1 + a^2)(1 + b^2)) grad_x |r|
 
@@ -49,18 +49,18 @@ class DPS(Solver[DPSState]):
     Differences:
         "adaptive" (default) takes the uncertainty of D into account, which the paper's likelihood leaves out: the
         residual varies by sigma_y^2 and by what D does not know. N estimates the ratio of both to sigma_y^2, twice:
-        by chi2, as the measurement itself tells, and by the most that a level a leaves open, with |h|^2 / (m chi2)
-        the Rayleigh quotient of A A^T / sigma_y^2 at the residual. Both are per sample, in units of sigma_y and of the
-        m measurements. The step never carries x beyond the best point along g, found by one more call of
-        the operator. So any guidance_scale of 1 or more is stable, and 1 is meant for every operator.
+        by chi2, as the measurement itself tells, and by the variance r^2 that level a leaves open in data of size s
+        (as in PiGDM), with |h|^2 / (m chi2) the Rayleigh quotient of A A^T / sigma_y^2 at the residual; both per
+        sample, with m measurements. The step never carries x beyond the best point along g, found by one more call
+        of the operator, so any guidance_scale of 1 or more is stable, and 1 is meant for every operator.
         "likelihood" is the equation of the paper without its step-size heuristic (eq. 11-12).
         "official" is the released step: a gradient of the plain norm, in the scaled coordinates of a
         variance-preserving network, here in ours; the norm is per sample, the result is the last D.
 
     Bias:
         "likelihood" and "official" ignore Var[x0 | x]: the mean is pulled onto y, and the spread of measured directions
-        is too small. "adaptive" has one scalar for all directions: measured ones come out a little too wide where
-        there are few measurements, and unmeasured ones too narrow where there are many; `invguide verify` prints it.
+        is too small. "adaptive" has one scalar for all directions and one mode in mind: spreads come out some percent
+        too narrow or too wide, and a far mode is not found; `invguide verify` prints it.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
@@ -105,10 +105,13 @@ class DPS(Solver[DPSState]):
         strength = torch.full_like(guidance.chi2, self.guidance_scale * a**2)
         if self.weight == "likelihood":
             return strength
-        chi2 = guidance.chi2
-        possible = a**2 * inner(guidance.slope, guidance.slope) / (chi2 * problem.measurement_size)
+        chi2, size = guidance.chi2, problem.prior.sigma_data
+        open_variance = a**2 * size**2 / (a**2 + size**2)
+        rayleigh = inner(guidance.slope, guidance.slope) / (chi2 * problem.measurement_size)
         # A reward, or a likelihood without a noise level, has no chi2 (NaN) and is taken as it is.
-        strength = strength / (1 + torch.nan_to_num(torch.minimum(chi2, possible), nan=0.0))
+        strength = strength / (
+            1 + torch.nan_to_num(torch.minimum(chi2, open_variance * rayleigh), nan=0.0)
+        )
         # A parabola through the log target at D and at the full step, with its slope at D, has its top at `best`.
         full = guidance.denoised + per_sample(strength, guidance.gradient) * guidance.gradient
         rise = problem.evaluate(full)[0] - guidance.log_prob

@@ -119,11 +119,10 @@ def test_dps_without_guidance_is_unconditional(solver: DPS, target: Target) -> N
 
 
 def test_default_dps_is_close_to_the_posterior(target: Target) -> None:
-    """Far closer than the likelihood weight (0.08 and 0.71 above), and on the wide side, as its docstring states."""
+    """Far closer than the likelihood weight (mean 0.08 off and ratio 0.71, above); the bias left is some percent."""
     mean, std = moments(DPS(), target)
-    assert max(map(abs, mean)) < 0.08
-    assert 1.0 < std[0] < 1.2
-    assert 0.97 < std[1] < 1.12
+    assert max(map(abs, mean)) < 0.06
+    assert all(0.88 < ratio < 1.05 for ratio in std)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
