@@ -374,7 +374,7 @@ def fingerprint(*tensors: Tensor) -> str:
     """Short hash of dtypes, shapes and values; of a strided part of the values where a tensor is large."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
+        flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
         flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
         stride = max(1, flat.numel() // 65536)
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
