@@ -23,8 +23,10 @@ from invguide.result import Result
 from invguide.rng import Noise
 from invguide.solver import Solver, check_compatible
 
-# A state this many times larger than the largest noise level is lost, though not yet infinite.
+# A signal this many times larger than the largest noise level is lost, though not yet infinite. Other parts of a state,
+# such as moments of an optimiser, have units of their own and need only be finite.
 RUNAWAY = 1e4
+SIGNALS = ("x", "x0", "denoised")
 
 
 class StepReport(NamedTuple):
@@ -188,7 +190,7 @@ class _Loop:
             part, noise = self._drop(chunk, k, part, noise)
             bar.update(len(chunk.rows) + (before - len(chunk.rows)) * (solver.num_steps - k))
             for callback in self.callbacks:
-                estimate = lambda s=state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
+                estimate = lambda s=chunk.state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
                 callback(StepReport(k, solver.num_steps, tuple(chunk.rows), info, estimate))
             if (
                 self.path is not None
@@ -212,7 +214,7 @@ class _Loop:
         lost = torch.zeros(len(chunk.rows), dtype=torch.bool)
         for name, tensor in zip(chunk.state._fields, chunk.state, strict=True):
             peak = tensor.abs().reshape(len(tensor), -1).amax(1)
-            bad = ~(peak < self.limit)  # NaN compares false
+            bad = ~(peak < (self.limit if name in SIGNALS else float("inf")))  # NaN compares false
             if bool(bad.any()):
                 bad = bad.cpu()
                 first = int(bad.nonzero()[0])

@@ -233,6 +233,12 @@ def test_guidance_far_too_large_ends_with_a_diagnosis(
         ig.solve(y, operator, prior, sigma_y=0.05, solver=solver, progress=False)
 
 
+def test_nearly_exact_data_is_no_divergence() -> None:
+    """Gradients of order 1 / sigma_y^2 make the moments of an optimiser huge; that is no runaway."""
+    result = driver.run(REDDiff(num_steps=50), toy(sigma_y=1e-5), progress=False)
+    assert bool(result.finished.all())
+
+
 def test_black_box_is_refused_before_any_network_call() -> None:
     problem = toy()
     operator = Identity()
