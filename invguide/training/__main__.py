@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from invguide.priors.embedded import read_unet
 from invguide.priors.unet import UNet
 from invguide.training.card import model_card
 from invguide.training.photos import Crops, centre_crops, load_photos, split_photos, to_unit
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--evaluate", type=Path, help=".npz with uint8 images img_64 (N, 64, 64, 3), only reported"
     )
+    parser.add_argument("--start", type=Path, help="weights file of an earlier run to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -48,7 +50,7 @@ def main() -> None:
         validation["evaluate"] = to_unit(torch.from_numpy(np.load(args.evaluate)["img_64"]))
     out = args.out or Path("runs") / args.name
     record = train(
-        UNet(channels=WIDTHS[args.name]),
+        read_unet(args.start)[0] if args.start else UNet(channels=WIDTHS[args.name]),
         Crops(training),
         validation,
         TrainingConfig(minutes=args.minutes or MINUTES[args.name], seed=args.seed),

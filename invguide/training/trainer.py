@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def train(
     device: str = "cpu",
     compile_network: bool = True,
     checkpoint_seconds: float = 300,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train `network` in place until the budget is spent; resume from `out/checkpoint.pt` when it is there.
 
     Writes `weights.safetensors` (moving average, float16) and `validation.json` beside the checkpoint at every
@@ -126,7 +127,7 @@ def train(
         step, seconds, images_seen = saved["step"], saved["seconds"], saved["images_seen"]
     forward = torch.compile(network) if compile_network else network
     budget = 60 * config.minutes
-    record: dict[str, object] = {}
+    record: dict[str, Any] = {}
 
     def save() -> None:
         record.update(
