@@ -15,7 +15,7 @@ from invguide.noise import Gaussian
 from invguide.prior import Prior
 from invguide.proximal import proximal
 from invguide.reward import Reward
-from invguide.schedule import Schedule, make_sigmas
+from invguide.schedule import Schedule, level_list
 
 
 @dataclass
@@ -100,8 +100,9 @@ class Problem:
 
     def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
         """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
-        sigmas = make_sigmas(schedule, num_steps, self.prior.sigma_min, self.prior.sigma_max)
-        return float(sigmas[k]), float(sigmas[k + 1])
+        named = schedule if isinstance(schedule, str) else tuple(schedule)
+        sigmas = level_list(named, num_steps, self.prior.sigma_min, self.prior.sigma_max)
+        return sigmas[k], sigmas[k + 1]
 
     # ---- the target, in normalised units
 

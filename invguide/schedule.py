@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,3 +76,11 @@ def _user_sigmas(levels: Sequence[float], num_steps: int) -> Tensor:
             f"{len(sigmas)} noise levels for num_steps={num_steps}; expected {num_steps + 1}"
         )
     return sigmas
+
+
+@lru_cache(maxsize=64)
+def level_list(
+    schedule: Schedule, num_steps: int, sigma_min: float, sigma_max: float
+) -> tuple[float, ...]:
+    """Return `make_sigmas` as numbers, remembered: solvers ask for it at every step."""
+    return tuple(make_sigmas(schedule, num_steps, sigma_min, sigma_max).tolist())
