@@ -10,7 +10,7 @@ from torch import Tensor
 from invguide.errors import InputError
 from invguide.problem import Problem
 from invguide.rng import Noise
-from invguide.schedule import make_sigmas
+from invguide.schedule import level_list
 from invguide.solver import Requires, Solver
 from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
@@ -66,7 +66,7 @@ class HQS(Solver[HQSState]):
     def step(
         self, problem: Problem, state: HQSState, k: int, noise: Noise
     ) -> tuple[HQSState, HQSInfo]:
-        s = float(make_sigmas("exponential", self.num_steps, self.sigma_end, self.sigma_start)[k])
+        s = level_list("exponential", self.num_steps, self.sigma_end, self.sigma_start)[k]
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
         denoised = turn_back(problem.denoise(turn_image(state.x, turn), s), turn)
         x = problem.prox(denoised, s / self.lam**0.5)

@@ -12,7 +12,6 @@ from invguide.errors import InputError, suggest
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
-from invguide.schedule import make_sigmas
 from invguide.solver import Requires, Solver
 
 WEIGHTS = ("bayes", "official")
@@ -103,10 +102,10 @@ class REDDiff(Solver[REDDiffState]):
         count = len(problem.likelihood.y)  # type: ignore[union-attr]
         like = problem.likelihood.y.real  # type: ignore[union-attr]
         if self.weight == "official":
-            sigmas = make_sigmas(
-                "vp-linear", self.num_steps, problem.prior.sigma_min, problem.prior.sigma_max
-            )
-            return sigmas[k].to(like).expand(count), self.learning_rate
+            s, _ = problem.levels("vp-linear", self.num_steps, k)
+            return torch.full(
+                (count,), s, dtype=like.dtype, device=like.device
+            ), self.learning_rate
         sigma_y = problem.sigma_y
         if self.sigma_end is not None or sigma_y is None:
             end = torch.full(
