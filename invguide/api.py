@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def choose_solver(problem: Problem) -> Solver[Any]:
     )
 
 
+def _solver_for(
+    problem: Problem, solver: str | Solver[Any], num_samples: int | None
+) -> Solver[Any]:
+    """Resolve "auto" and names; an ensemble method that was not given as an object takes num_samples as its size."""
+    if isinstance(solver, Solver):
+        return solver
+    chosen = choose_solver(problem) if solver == "auto" else make_solver(solver)
+    if chosen.requires.ensemble and num_samples is not None:
+        return replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
+    return chosen
+
+
 def solve(
     y: Tensor | np.ndarray,
     operator: Any,
@@ -80,7 +93,7 @@ def solve(
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
     solver: Solver[Any] | str = "auto",
-    num_samples: int = 1,
+    num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
     condition: dict[str, Tensor] | None = None,
     truth: Tensor | np.ndarray | None = None,
@@ -96,7 +109,7 @@ def solve(
         sigma_y: Gaussian noise standard deviation in measurement units: a number or per element.
         noise: Another noise law, or a callable log density, in place of sigma_y.
         solver: A solver, its name, or "auto": the best measured one that the operator allows.
-        num_samples: Samples per measurement.
+        num_samples: Samples per measurement, 1 by default; of an ensemble method, the size of its ensemble.
         shape: Shape of one x, where neither prior nor operator knows it.
         condition: Keywords of a conditional prior, one row per measurement.
         truth: The clean signals (B, *shape), if known; only adds `metrics` to the result.
@@ -125,7 +138,7 @@ def solve(
     likelihood = Likelihood(operator, torch.as_tensor(y), law)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
-    chosen = choose_solver(problem) if solver == "auto" else make_solver(solver)
+    chosen = _solver_for(problem, solver, num_samples)
     result = driver.run(chosen, problem, num_samples, **run)
     result.residual = _residual(likelihood, result)
     if truth is not None:
@@ -139,8 +152,8 @@ def guide(
     prior: Prior | str,
     reward: Reward | Callable[[Tensor], Tensor],
     *,
-    solver: Solver[Any] | str = "dps",
-    num_samples: int = 1,
+    solver: Solver[Any] | str = "auto",
+    num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
     condition: dict[str, Tensor] | None = None,
     **run: Any,
@@ -150,14 +163,14 @@ def guide(
     Args:
         prior: A prior, or the name of an embedded one.
         reward: Callable (N, *shape) -> (N,) in data units, higher is better.
-        solver: A solver or its name.
+        solver: A solver, its name, or "auto".
         num_samples, shape, condition, run: As for `solve`.
     """
     prior = load_prior(prior)
     if not isinstance(reward, Reward):
         reward = FunctionReward(reward, differentiable=True)
     problem = Problem(prior, reward=reward, shape=shape, condition=condition)
-    return driver.run(make_solver(solver), problem, num_samples, **run)
+    return driver.run(_solver_for(problem, solver, num_samples), problem, num_samples, **run)
 
 
 def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:

@@ -21,7 +21,7 @@ from invguide.problem import Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
-from invguide.solver import Solver, check_compatible
+from invguide.solver import Solver, check_compatible, sample_count
 
 # A signal this many times larger than the largest noise level is lost, though not yet infinite. Other parts of a state,
 # such as moments of an optimiser, have units of their own and need only be finite.
@@ -55,6 +55,7 @@ class _Progress:
     samples: Tensor
     chi2: Tensor
     log_prob: Tensor
+    log_weights: Tensor
     status: dict[tuple[int, int], str] = field(default_factory=dict)
     chunk: _Chunk | None = None
     seconds: float = 0.0
@@ -64,7 +65,7 @@ class _Progress:
 def run(
     solver: Solver[Any],
     problem: Problem,
-    num_samples: int = 1,
+    num_samples: int | None = None,
     *,
     seed: int = 0,
     batch_size: int | str = "auto",
@@ -81,9 +82,9 @@ def run(
     Args:
         solver: The algorithm and its hyper-parameters.
         problem: Prior, likelihood or reward.
-        num_samples: Samples per measurement; the ensemble size for ensemble methods.
+        num_samples: Samples per measurement, 1 by default; ensemble methods return their ensemble.
         seed: Sample i of measurement b depends on (seed, b, i) only, not on how samples are batched.
-        batch_size: Samples that advance together, or "auto".
+        batch_size: Samples that advance together, or "auto"; of an ensemble, members in one network call.
         device: "cpu", "cuda", ...; by default CUDA where there is one.
         dtype: Type of the state; by default the prior's.
         progress: Show a progress bar once the run has taken two seconds.
@@ -102,16 +103,16 @@ def run(
     """
     if on_nonfinite not in ("raise", "drop"):
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; expected 'raise' or 'drop'")
-    if num_samples < 1 or checkpoint_every < 1:
-        raise InputError(
-            f"num_samples={num_samples}, checkpoint_every={checkpoint_every}; expected at least 1"
-        )
+    if checkpoint_every < 1:
+        raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
+    num_samples = sample_count(solver, num_samples)
     check_compatible(solver, problem)
     device = resolve_device(device)
     dtype = dtype or problem.prior.dtype
     problem = problem.to(device, dtype)
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
-    size = num_samples if solver.requires.ensemble else _chunk_size(batch_size, problem, device)
+    problem.batch_size = _chunk_size(batch_size, problem, device)
+    size = num_samples if solver.requires.ensemble else problem.batch_size
     path = None if checkpoint is None else Path(checkpoint)
     identity = _identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
@@ -121,6 +122,7 @@ def run(
         ),
         chi2=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
         log_prob=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
+        log_weights=torch.zeros(problem.num_measurements, num_samples, dtype=dtype),
     )
     loop = _Loop(
         solver,
@@ -213,6 +215,8 @@ class _Loop:
         """Check every state tensor; raise, or take the lost samples out of the chunk."""
         lost = torch.zeros(len(chunk.rows), dtype=torch.bool)
         for name, tensor in zip(chunk.state._fields, chunk.state, strict=True):
+            if name.startswith("log_"):  # of something impossible
+                tensor = tensor.masked_fill(tensor == -torch.inf, 0.0)
             peak = tensor.abs().reshape(len(tensor), -1).amax(1)
             bad = ~(peak < (self.limit if name in SIGNALS else float("inf")))  # NaN compares false
             if bool(bad.any()):
@@ -241,11 +245,14 @@ class _Loop:
         log_prob, chi2 = part.evaluate(x0)
         self._check_outcome(chunk, part, x0, log_prob, chi2)
         data = part.prior.to_data(x0)
+        log_weights = self.solver.log_weights(chunk.state)
         for i, (b, s) in enumerate(chunk.rows):
             if (b, s) in self.progress.status:
                 continue
             self.progress.samples[b, s] = data[i]
             self.progress.chi2[b, s], self.progress.log_prob[b, s] = chi2[i], log_prob[i]
+            if log_weights is not None:
+                self.progress.log_weights[b, s] = log_weights[i]
             self.progress.status[(b, s)] = "ok"
 
     def _check_outcome(
@@ -254,9 +261,14 @@ class _Loop:
         """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all."""
         typical = self.problem.prior.sigma_data
         rms = x0.square().flatten(1).mean(1).sqrt()
-        lost = ~(rms < 5 * typical) | ~torch.isfinite(log_prob)
-        reference = part.evaluate(torch.zeros_like(x0))[1]
+        lost = ~(rms < 5 * typical)
+        if part.differentiable:  # a black box may fail on a good sample, or call it impossible
+            lost |= ~torch.isfinite(log_prob)
+        reference = torch.full_like(chi2, float("nan"))
         if part.likelihood is not None and self.solver.requires.target != "none":
+            for b in {b for b, _ in chunk.rows}:  # one call for each measurement: they may be dear
+                rows = torch.tensor([i for i, row in enumerate(chunk.rows) if row[0] == b])
+                reference[rows] = part.rows(rows[:1]).evaluate(torch.zeros_like(x0[:1]))[1]
             # chi2 scatters where measurements are few.
             lost |= chi2 > 2 * reference.clamp_min(5 + 200 / part.likelihood.y[0].numel())
         for i in lost.nonzero().flatten().tolist():
@@ -303,6 +315,7 @@ class _Loop:
             "samples": p.samples,
             "chi2": p.chi2,
             "log_prob": p.log_prob,
+            "log_weights": p.log_weights,
             "status": [[b, s, text] for (b, s), text in p.status.items()],
             "seconds": p.seconds,
             "counters": p.counters,
@@ -342,7 +355,15 @@ class _Loop:
         }
         y = None if self.problem.likelihood is None else self.problem.likelihood.y.cpu()
         return Result(
-            p.samples, p.chi2, p.log_prob, status, p.counters[0] / count, p.seconds, manifest, y
+            p.samples,
+            p.chi2,
+            p.log_prob,
+            status,
+            p.counters[0] / count,
+            p.seconds,
+            manifest,
+            y,
+            log_weights=p.log_weights,
         )
 
 
@@ -429,6 +450,7 @@ def _restore(path: Path, identity: dict[str, str], solver: Solver[Any]) -> _Prog
         samples=content["samples"],
         chi2=content["chi2"],
         log_prob=content["log_prob"],
+        log_weights=content["log_weights"],
         status={(b, s): text for b, s, text in content["status"]},
         seconds=content["seconds"],
         counters=content["counters"],

@@ -92,6 +92,34 @@ class Likelihood:
         measurement, near 1 for the truth; complex values count as two; NaN where the noise law tells no
         standard deviation.
         """
+        predicted = self._predict(x)
+        log_prob = self.noise.log_density(predicted, self.y)
+        sigma = self.noise.sigma(predicted, self.y)
+        if sigma is None:
+            return log_prob, torch.full_like(log_prob, float("nan"))
+        scaled = _real(((self.y - predicted) / sigma).detach())
+        return log_prob, (scaled**2).flatten(1).sum(1) / self.size
+
+    def whitened(self, x: Tensor) -> Tensor:
+        """(y - A x) / sigma_y of what is observed, as real numbers: (B, *shape) -> (B, size).
+
+        Raises:
+            InputError: The noise law tells no standard deviation.
+        """
+        predicted = self._predict(x)
+        sigma = self.noise.sigma(predicted, self.y)
+        if sigma is None:
+            raise InputError(
+                f"{type(self.noise).__name__} tells no standard deviation of y; expected Gaussian or Poisson noise"
+            )
+        scaled = _real((self.y - predicted) / sigma).flatten(1)
+        known = self.operator.observed()
+        if known is None:
+            return scaled
+        known = known.to(self.y.device).expand(self.y.shape[1:]).flatten()
+        return scaled[:, known.repeat_interleave(2) if self.y.is_complex() else known]
+
+    def _predict(self, x: Tensor) -> Tensor:
         predicted = self.operator(x)
         check_batch(self.operator, x, predicted)
         if predicted.shape != self.y.shape:
@@ -99,13 +127,7 @@ class Likelihood:
                 f"{type(self.operator).__name__} maps {tuple(x.shape[1:])} to {tuple(predicted.shape[1:])}, but one "
                 f"measurement has shape {tuple(self.y.shape[1:])}; is y batched (B, *y_shape), and is `shape` right?"
             )
-        log_prob = self.noise.log_density(predicted, self.y)
-        sigma = self.noise.sigma(predicted, self.y)
-        if sigma is None:
-            return log_prob, torch.full_like(log_prob, float("nan"))
-        scaled = ((self.y - predicted) / sigma).detach()
-        parts = torch.view_as_real(scaled) if scaled.is_complex() else scaled
-        return log_prob, (parts**2).flatten(1).sum(1) / self.size
+        return predicted
 
     @property
     def size(self) -> float:
@@ -125,3 +147,7 @@ class Likelihood:
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
         return self.y - self.operator(x)
+
+
+def _real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values) if values.is_complex() else values

@@ -63,6 +63,7 @@ class Problem:
         self.prior, self.likelihood, self.reward = prior, likelihood, reward
         self.condition = dict(condition or {})
         self.counters = Counters()
+        self.batch_size: int | None = None  # rows in one network call; None: all of them
         self.shape = _resolve_shape(prior, likelihood, shape)
         self.num_measurements = 1 if likelihood is None else len(likelihood.y)
         for name, value in self.condition.items():
@@ -83,6 +84,10 @@ class Problem:
             likelihood, {k: v[index.to(v.device)] for k, v in self.condition.items()}
         )
 
+    def repeat(self, count: int, rows: int) -> Problem:
+        """Return the problem of `rows` rows with each row `count` times in a row, as candidates b * count + k."""
+        return self.rows(torch.arange(rows).repeat_interleave(count))
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
         """Move prior (in place, as any module), operator and measurement; y and sigma_y take the dtype."""
         self.prior.to(device)
@@ -92,10 +97,22 @@ class Problem:
     # ---- the prior
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """E[x0 | x] under the prior, (B, *shape) -> (B, *shape); one network call per row."""
+        """E[x0 | x] under the prior, (B, *shape) -> (B, *shape); one network call per row, `batch_size` at a time."""
         self.counters.network += len(x)
-        return self.prior.denoise(
-            x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), **self.condition
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        size = self.batch_size or len(x)
+        if len(x) <= size:
+            return self.prior.denoise(x, level, **self.condition)
+        parts = [slice(i, i + size) for i in range(0, len(x), size)]
+        return torch.cat(
+            [
+                self.prior.denoise(
+                    x[part],
+                    level[part] if level.ndim else level,
+                    **{name: value[part] for name, value in self.condition.items()},
+                )
+                for part in parts
+            ]
         )
 
     def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
@@ -117,6 +134,15 @@ class Problem:
         if self.reward is not None:
             log_prob = log_prob + self.reward(data)
         return log_prob, chi2
+
+    def whitened(self, x0: Tensor) -> Tensor:
+        """Residual (y - A x0) / sigma_y as real numbers, (B, m), m = `measurement_size`: log p(y | x0) = -|r|^2 / 2.
+
+        For methods that see a black box through an ensemble. A row whose forward model failed is NaN.
+        """
+        assert self.likelihood is not None
+        self.counters.forward += len(x0)
+        return self.likelihood.whitened(self.prior.to_data(x0))
 
     def gradient(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log target, chi2, d log target / d x0) at clean signals x0."""

@@ -27,6 +27,7 @@ class Result:
         seconds: Wall time, over all resumed parts.
         manifest: Settings, seeds, versions and fingerprints, ready for JSON.
         metrics: Where a truth was given: name -> (B,) or (B, num_samples).
+        log_weights: Unnormalised log-weight per sample, (B, num_samples), of particle methods; zeros otherwise.
         residual: y - A(mean), shape of y; None where there is no measurement or the operator is a black box.
     """
 
@@ -40,6 +41,7 @@ class Result:
     y: Tensor | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
     residual: Tensor | None = None
+    log_weights: Tensor | None = None
 
     @property
     def finished(self) -> Tensor:
@@ -47,16 +49,29 @@ class Result:
         return torch.tensor([[s == "ok" for s in row] for row in self.status])
 
     @property
+    def weights(self) -> Tensor:
+        """(B, num_samples), summing to 1 over the finished samples, 0 elsewhere; 1 / n except for particle methods."""
+        logits = torch.zeros_like(self.chi2) if self.log_weights is None else self.log_weights
+        logits = torch.where(self.finished, logits, -torch.inf)
+        return torch.softmax(logits, 1).nan_to_num(0.0)
+
+    @property
     def mean(self) -> Tensor:
-        """(B, *shape), over the finished samples; NaN where there is none."""
-        return torch.nanmean(self.samples, dim=1)
+        """(B, *shape), weighted, over the finished samples; NaN where there is none."""
+        return self._average(self.samples)
 
     @property
     def std(self) -> Tensor:
-        """(B, *shape), unbiased, over the finished samples; NaN where there are fewer than two."""
-        count = self.finished.sum(1).reshape(-1, *(1,) * (self.samples.ndim - 2))
-        square = torch.nanmean((self.samples - self.mean[:, None]) ** 2, dim=1)
-        return torch.where(count > 1, square * count / (count - 1), float("nan")).sqrt()
+        """(B, *shape), weighted and unbiased, over the finished samples; NaN where there are fewer than two."""
+        variance = self._average((self.samples - self.mean[:, None]) ** 2)
+        known = 1 - self.weights.square().sum(1)  # 1 - 1/n for equal weights
+        known = known.reshape(-1, *(1,) * (variance.ndim - 1))
+        return torch.where(known > 1e-6, variance / known, float("nan")).sqrt()
+
+    def _average(self, values: Tensor) -> Tensor:
+        weights = self.weights.reshape(*self.weights.shape, *(1,) * (values.ndim - 2))
+        total = torch.where(weights > 0, weights * values, 0.0).sum(1)
+        return torch.where(weights.sum(1) > 0, total, float("nan"))
 
     @property
     def diagnosis(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from invguide.errors import CompatibilityError
+from invguide.errors import CompatibilityError, InputError
 from invguide.problem import Problem
 from invguide.rng import Noise
 
@@ -26,7 +26,8 @@ class Requires:
         gradient: Differentiates the operator or reward.
         linear: Needs a linear operator.
         prior_vjp: Differentiates the prior (memory of one network graph).
-        ensemble: Samples of one measurement interact; the whole ensemble is the result.
+        ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
+            `ensemble_size`, and its rows all belong to one measurement.
     """
 
     target: str = "likelihood"
@@ -64,6 +65,10 @@ class Solver(ABC, Generic[State]):
     def estimate(self, state: State) -> Tensor:
         """Return the clean signals (B, *shape), normalised units; valid after any step."""
 
+    def log_weights(self, state: State) -> Tensor | None:
+        """Return unnormalised log-weights (B,) of the samples of one measurement; None: all weigh the same."""
+        return None
+
     @property
     def settings(self) -> dict[str, Any]:
         return {"solver": type(self).__name__, **dataclasses.asdict(self)}
@@ -77,6 +82,25 @@ class Solver(ABC, Generic[State]):
         raise TypeError(
             f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])"
         )
+
+
+def sample_count(solver: Solver[Any], num_samples: int | None) -> int:
+    """Return how many samples a run draws: num_samples, by default 1, or the size of the ensemble.
+
+    Raises:
+        InputError: num_samples is below 1, or not the ensemble's size.
+    """
+    if num_samples is not None and num_samples < 1:
+        raise InputError(f"num_samples={num_samples}; expected at least 1")
+    if not solver.requires.ensemble:
+        return num_samples or 1
+    size = solver.settings["ensemble_size"]
+    if num_samples not in (None, size):
+        raise InputError(
+            f"num_samples={num_samples} and {type(solver).__name__}(ensemble_size={size}) disagree: the samples are "
+            f"the ensemble; leave num_samples out, or give {type(solver).__name__}(ensemble_size={num_samples})"
+        )
+    return size
 
 
 def missing_abilities(requires: Requires, problem: Problem) -> list[str]:

@@ -1,0 +1,67 @@
+"""What weighted particles share: effective sample size, systematic resampling, ratios of Gaussian kernels.
+
+Log-weights are unnormalised, (J,), and never clamped: -inf is a particle that the target calls impossible.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invguide.errors import DivergenceError
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """Weights that sum to 1, (J,).
+
+    Raises:
+        DivergenceError: Every particle is impossible.
+    """
+    if not bool((log_weights > -torch.inf).any()):
+        raise DivergenceError(
+            f"all {len(log_weights)} particles are impossible under the target (log-weight -inf); use more particles "
+            f"(ensemble_size), or a target that prefers some bad samples to others"
+        )
+    return torch.softmax(log_weights, 0)
+
+
+def effective_size(log_weights: Tensor) -> float:
+    """Effective sample size 1 / sum w^2, between 1 and J."""
+    return 1 / normalised(log_weights).square().sum().item()
+
+
+def systematic(log_weights: Tensor, u: Tensor) -> Tensor:
+    """Indices (J,) of a systematic resampling: particle i is drawn floor(J w_i) or ceil(J w_i) times.
+
+    One uniform u on [0, 1) places all J combs (Kitagawa 1996, doi 10.2307/1390750); E[count of i] = J w_i exactly.
+    """
+    count = len(log_weights)
+    edges = normalised(log_weights.double()).cumsum(0)
+    teeth = (torch.arange(count, dtype=edges.dtype, device=edges.device) + u.double()) / count
+    # The last edge is 1 up to rounding; a tooth beyond it belongs to the last possible particle.
+    last = int((log_weights > -torch.inf).nonzero().max())
+    return torch.searchsorted(edges, teeth, right=True).clamp_max(last)
+
+
+def resample(log_weights: Tensor, u: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Indices and new log-weights: resampled to equal weights where the ESS is below threshold * J, else unchanged.
+
+    Args:
+        log_weights: (J,).
+        u: One uniform on [0, 1).
+        threshold: 0 never resamples, 1 always does unless all weights agree.
+    """
+    count = len(log_weights)
+    if effective_size(log_weights) >= threshold * count:
+        return torch.arange(count, device=log_weights.device), log_weights
+    return systematic(log_weights, u), torch.zeros_like(log_weights)
+
+
+def log_kernel_ratio(x: Tensor, prior_mean: Tensor, proposal_mean: Tensor, std: float) -> Tensor:
+    """log N(x; prior_mean, std^2) - log N(x; proposal_mean, std^2) of each row, (J,).
+
+    Written as a product, since the two squares may be huge and nearly equal.
+    """
+    gap = (prior_mean - proposal_mean) / std
+    middle = (x - 0.5 * (prior_mean + proposal_mean)) / std
+    return (gap * middle).flatten(1).sum(1)
