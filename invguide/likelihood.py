@@ -94,11 +94,8 @@ class Likelihood:
         """
         predicted = self._predict(x)
         log_prob = self.noise.log_density(predicted, self.y)
-        sigma = self.noise.sigma(predicted, self.y)
-        if sigma is None:
-            return log_prob, torch.full_like(log_prob, float("nan"))
-        scaled = _real(((self.y - predicted) / sigma).detach())
-        return log_prob, (scaled**2).flatten(1).sum(1) / self.size
+        square = self.noise.square(log_prob.detach(), predicted.detach(), self.y)
+        return log_prob, square / self.size
 
     def whitened(self, x: Tensor) -> Tensor:
         """(y - A x) / sigma_y of what is observed, as real numbers: (B, *shape) -> (B, size).

@@ -29,6 +29,13 @@ class NoiseModel(ABC):
     def sigma(self, predicted: Tensor, y: Tensor) -> Tensor | None:
         """Standard deviation of y around `predicted`, broadcastable to y; None where the law does not tell."""
 
+    def square(self, log_density: Tensor, predicted: Tensor, y: Tensor) -> Tensor:
+        """Sum of |y - predicted|^2 / sigma^2 over a measurement, (B,); NaN where the law tells no sigma."""
+        sigma = self.sigma(predicted, y)
+        if sigma is None:
+            return torch.full_like(log_density, float("nan"))
+        return (((y - predicted) / sigma).abs() ** 2).flatten(1).sum(1)
+
     def rows(self, index: Tensor) -> NoiseModel:
         return self
 
@@ -100,6 +107,9 @@ class Gaussian(NoiseModel):
         scaled = (y - predicted) / self.sigma_y
         square = scaled.real**2 + scaled.imag**2 if scaled.is_complex() else scaled**2
         return -0.5 * square.flatten(1).sum(1)
+
+    def square(self, log_density: Tensor, predicted: Tensor, y: Tensor) -> Tensor:
+        return -2 * log_density
 
     def sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
         return self.sigma_y

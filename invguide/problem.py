@@ -149,7 +149,7 @@ class Problem:
         with torch.enable_grad():
             x0 = x0.detach().requires_grad_()
             log_prob, chi2 = self.evaluate(x0)
-            gradient = _gradient(log_prob, x0)
+            (gradient,) = _gradient(log_prob, x0)
         return log_prob.detach(), chi2, gradient
 
     def guide(self, x: Tensor, sigma: Tensor | float) -> Guidance:
@@ -157,10 +157,10 @@ class Problem:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = self.denoise(x, sigma)
-            log_prob, chi2, slope = self.gradient(denoised)
+            log_prob, chi2 = self.evaluate(denoised)
             self.counters.vjp += len(x)
-            (gradient,) = torch.autograd.grad(denoised, x, slope)
-        return Guidance(denoised.detach(), log_prob, chi2, slope, gradient)
+            slope, gradient = _gradient(log_prob, denoised, x)
+        return Guidance(denoised.detach(), log_prob.detach(), chi2, slope, gradient)
 
     def prox(self, x0: Tensor, sigma: Tensor | float) -> Tensor:
         """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,)."""
@@ -211,13 +211,13 @@ class Problem:
         return all(p.differentiable for p in parts)
 
 
-def _gradient(log_prob: Tensor, x: Tensor) -> Tensor:
+def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     if not log_prob.requires_grad:
         raise InputError(
             "the target does not depend on x through differentiable operations (its gradient is None); "
             "mark the operator or reward as differentiable=False and use a solver for black boxes"
         )
-    return torch.autograd.grad(log_prob.sum(), x)[0]
+    return torch.autograd.grad(log_prob.sum(), inputs)
 
 
 def _resolve_shape(
