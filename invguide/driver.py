@@ -409,8 +409,10 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _prior_fingerprint(prior: Prior) -> str:
-    return fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
+def describe_prior(prior: Prior) -> str:
+    """Return the kind, a fingerprint of the weights and the precision of a prior: what decides its numbers."""
+    weights = fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
+    return f"{type(prior).__name__} {weights} {prior.precision}"
 
 
 def _identity(
@@ -423,7 +425,7 @@ def _identity(
         "seed": str(seed),
         "shape": str(tuple(problem.shape)),
         "dtype": str(dtype),
-        "prior": f"{type(problem.prior).__name__} {_prior_fingerprint(problem.prior)}",
+        "prior": describe_prior(problem.prior),
     }
     if problem.condition:
         identity["condition"] = fingerprint(

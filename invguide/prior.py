@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from invguide.errors import InputError
+
 
 def per_sample(value: Tensor | float, x: Tensor) -> Tensor:
     """Shape a scalar or (B,) value so that it broadcasts over the samples of x (B, *shape)."""
@@ -23,6 +25,7 @@ class Prior(nn.Module, ABC):
         min_size: Smallest height and width that make sense where the shape has None.
         scale, shift: data = scale * normalised + shift.
         symmetric: Whether mirror images and quarter turns of a signal are as likely as the signal itself.
+        precision: Of the network inside, "fp32" unless it was asked to be faster.
         sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
     """
 
@@ -34,6 +37,7 @@ class Prior(nn.Module, ABC):
     shift: float = 0.0
     symmetric: bool = False
     sigma_data: float = 1.0
+    precision: str = "fp32"
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
@@ -47,6 +51,16 @@ class Prior(nn.Module, ABC):
         Returns:
             (B, *shape), differentiable in x; rows are independent of each other.
         """
+
+    def optimise(self, dtype: str = "bf16", **settings: bool) -> Prior:
+        """Make the network inside faster, where there is one: see `invguide.priors.network.NetworkPrior.optimise`.
+
+        Raises:
+            InputError: This prior has no network.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no network that could run in {dtype}; leave optimise out"
+        )
 
     def forward(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         return self.denoise(x, sigma, **condition)

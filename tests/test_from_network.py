@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from invguide.api import load_prior
 from invguide.errors import InputError, ShapeError
 from invguide.priors import Gaussian, from_network
 
@@ -367,3 +368,48 @@ def test_wrong_shape_of_x():
     for shape in ((2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8)):
         with pytest.raises(ShapeError, match=r"takes x of shape \(B, 3, any, 8\)"):
             prior.denoise(torch.zeros(shape), 1.0)
+
+
+# ---- optimise
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Rounding of one weight or activation is 2^-8 in bf16 and 2^-11 in fp16; it accumulates over some 25 layers.
+    [("fp32", 1e-5), ("bf16", 3e-2), ("fp16", 4e-3)],
+)
+def test_optimise_keeps_the_denoiser(dtype: str, tolerance: float) -> None:
+    plain, fast = load_prior("natural-tiny"), load_prior("natural-tiny")
+    assert fast.optimise(dtype) is fast
+    x = torch.randn(2, 3, 40, 36, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.05, 0.7, 10.0):
+        difference = (fast.denoise(x, sigma) - plain.denoise(x, sigma)).norm()
+        size = sigma / (1 + sigma) * x.norm()  # of sigma times the network's output
+        assert difference < tolerance * size
+        if dtype != "fp32":
+            assert difference > 0  # half precision is really on
+    assert fast.denoise(x, 0.7).dtype == x.dtype
+    assert fast.denoise(x, 0.7).is_contiguous()
+    assert set(fast.state_dict()) == set(plain.state_dict())
+
+
+def test_optimise_is_differentiable_in_half_precision() -> None:
+    plain, fast = load_prior("natural-tiny"), load_prior("natural-tiny").optimise("bf16")
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for prior in (plain, fast):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(prior.denoise(leaf, 0.5).square().sum(), leaf)
+        assert gradient.dtype == torch.float32
+        gradients.append(gradient)
+    assert (gradients[1] - gradients[0]).norm() < 3e-2 * gradients[0].norm()
+
+
+def test_optimise_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(InputError, match=r"unknown dtype 'bf61'; did you mean 'bf16'"):
+        load_prior("natural-tiny").optimise("bf61")
+    function = from_network(lambda x, t: x, predicts="x0", schedule="ve", shape=(2,))
+    with pytest.raises(InputError, match="plain function"):
+        function.optimise("bf16", compile=True)
+    with pytest.raises(InputError, match="Gaussian has no network"):
+        Gaussian(torch.zeros(2), torch.eye(2)).optimise()

@@ -34,6 +34,7 @@ def restore(
     photos: int = 28,
     noise: float = 0.025,
     prior: str | Prior = "natural",
+    precision: str = "fp32",
     solvers: Sequence[str | Solver[Any]] = SOLVERS,
     tasks: Sequence[str] = tuple(TASKS),
     samples: int = 8,
@@ -48,6 +49,7 @@ def restore(
         data: An .npz file with uint8 photos `img_SIZE` (N, SIZE, SIZE, 3).
         size, photos, noise: Which photos, how many, and the standard deviation of the noise in [0, 1].
         prior: A prior or its name.
+        precision: Of the prior's network: "fp32", "bf16" or "fp16".
         solvers: Solvers or their names; "NAME=K" draws K samples. "auto" is what `solve` would choose, one sample.
         tasks: Some of "deblur", "SR x2", "SR x4", "inpaint 70 %".
         samples: Draws per photo of a solver without "=K".
@@ -67,6 +69,8 @@ def restore(
     }
     methods["TV, best weight"] = {t: best_tv(protocol, t, folder, progress) for t in tasks}
     loaded = load_prior(prior) if solvers else None
+    if loaded is not None and precision != loaded.precision:
+        loaded.optimise(precision)
     entries = [_parse(entry, samples) for entry in solvers]
     automatic = ""
     for entry, count in entries:
@@ -89,7 +93,9 @@ def restore(
     rows = [_row(name, cells) for name, cells in methods.items()]
     if automatic:
         rows.append(_gain(methods[automatic], methods["TV, best weight"], len(head)))
-    return Table(head, tuple(rows), _notes(protocol, prior, methods), _figures(methods))
+    name = prior if isinstance(prior, str) else type(prior).__name__
+    notes = _notes(protocol, f"{name} in {precision}", methods)
+    return Table(head, tuple(rows), notes, _figures(methods))
 
 
 def _parse(entry: str | Solver[Any], samples: int) -> tuple[str | Solver[Any], int]:
@@ -184,12 +190,11 @@ def run_solver(
 ) -> Figures:
     """Figures of one solver on one task, each photo on its own."""
     name = type(solver).__name__
-    weights = driver.fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
     identity = {
         "method": solver.settings,
         "code": _code(solver),
         "samples": samples,
-        "prior": weights,
+        "prior": driver.describe_prior(prior),
     }
     cells = Cells(folder, f"{name} {task}", {**identity, **protocol.identity(task)})
     figures = []
@@ -276,16 +281,15 @@ def _gain(one: dict[str, Figures], other: dict[str, Figures], width: int) -> tup
 
 
 def _notes(
-    protocol: Protocol, prior: str | Prior, methods: dict[str, dict[str, Figures]]
+    protocol: Protocol, prior: str, methods: dict[str, dict[str, Figures]]
 ) -> tuple[str, ...]:
     weights = []
     for task, figures in methods["TV, best weight"].items():
         kind = "coupled" if figures[0]["coupled"] else "apart"
         weights.append(f"{task} {figures[0]['weight']:.3g}, colours {kind}")
-    name = prior if isinstance(prior, str) else type(prior).__name__
     return (
         f"Mean PSNR in dB (SSIM) over {protocol.photos} photos of {protocol.size} pixels, noise {protocol.noise:g}, "
-        f"prior {name}. Rows are single samples, their scores averaged, unless they say mean. chi2: 1 where a sample "
+        f"prior {prior}. Rows are single samples, their scores averaged, unless they say mean. chi2: 1 where a sample "
         "explains y to within its noise; missing pixels are left out. Several numbers: in the order of the tasks. "
         "Network calls per sample, of a mean for all; seconds per photo for all its samples.",
         f"TV: its weight is the best on these very photos ({'; '.join(weights)}).",

@@ -22,6 +22,7 @@ def calibration(
     photos: int = 28,
     noise: float = 0.025,
     prior: str | Prior = "natural",
+    precision: str = "fp32",
     solver: str | Solver[Any] = "DPS",
     tasks: Sequence[str] = tuple(TASKS),
     samples: int = 8,
@@ -44,6 +45,8 @@ def calibration(
     check_tasks(tasks)
     protocol = Protocol(Path(data), size, photos, noise, seed)
     loaded, method = load_prior(prior), make_solver(solver)
+    if precision != loaded.precision:
+        loaded.optimise(precision)
     folder = None if out is None else Path(out)
     exact = expected_coverage(samples)
     rows: list[tuple[str, ...]] = []

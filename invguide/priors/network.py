@@ -147,6 +147,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # called with sigma_data
     "edm": EDM,
     "flow": lambda _: Flow(),
 }
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREDICTS = ("eps", "v", "x0", "score", "flow", "edm")
 
 
@@ -176,11 +177,45 @@ class NetworkPrior(Prior):
         self.shape, self.scale, self.shift = shape, scale, shift
         self.multiple, self.time_scale = multiple, time_scale
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+        self._layout = torch.contiguous_format
+        self._compiled: list[
+            Callable[..., Any]
+        ] = []  # in a list: not a second copy of the weights
         self.eval()
 
     def train(self, mode: bool = True) -> NetworkPrior:
         """Stay in evaluation mode: dropout would make the denoiser a random function."""
         return super().train(False)
+
+    def optimise(
+        self, dtype: str = "bf16", *, compile: bool = False, channels_last: bool = True
+    ) -> NetworkPrior:
+        """Make the network faster, in place; states, noise levels and the conversion to D stay as they are.
+
+        Args:
+            dtype: "fp32", or "bf16" or "fp16": matrix products and convolutions in half precision (autocast). The
+                error of D, relative to sigma, is that of the format: about 4e-3 in bf16.
+            compile: Compile the network; the first call of every shape then takes tens of seconds.
+            channels_last: Store images with their channels last, which convolutions like.
+
+        Returns:
+            The prior itself.
+
+        Raises:
+            InputError: Unknown dtype, or compile or channels_last for a network that is no module.
+        """
+        if dtype not in PRECISIONS:
+            raise InputError(f"unknown dtype {dtype!r}; {suggest(dtype, PRECISIONS)}")
+        if not isinstance(self.net, nn.Module) and (compile or channels_last):
+            raise InputError(
+                "the network is a plain function; use channels_last=False and compile=False"
+            )
+        self.precision = dtype
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        if isinstance(self.net, nn.Module):
+            self.net.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self._compiled = [torch.compile(self.net)] if compile else []
+        return self
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         """Return E[x0 | x0 + sigma n = x].
@@ -234,7 +269,13 @@ class NetworkPrior(Prior):
         # Half precision would round step 501.3 to 502: time stays at least float32, and networks
         # cast its embedding.
         time = (self.time_scale * time).to(torch.promote_types(dtype, torch.float32))
-        output = self.net(padded.to(dtype), time, **condition)
+        padded = padded.to(dtype)
+        if padded.ndim == 4:
+            padded = padded.contiguous(memory_format=self._layout)
+        net = self._compiled[0] if self._compiled else self.net
+        half = PRECISIONS[self.precision]
+        with torch.autocast(x.device.type, half, enabled=half is not None):
+            output = net(padded, time, **condition)
         if not isinstance(output, Tensor):  # diffusers' output classes, or a tuple
             output = output.sample if hasattr(output, "sample") else output[0]
         channels = x.shape[1]
@@ -246,7 +287,7 @@ class NetworkPrior(Prior):
                 "expected the same shape, or twice the channels (learned variance)."
             )
         crop = (..., *(slice(size) for size in x.shape[2:]))
-        return output[crop].to(x.dtype)
+        return output[crop].to(x.dtype, memory_format=torch.contiguous_format)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Extend image axes of free size at their ends to a multiple of `multiple`."""
