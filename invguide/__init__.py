@@ -11,10 +11,11 @@ from invguide.likelihood import Likelihood
 from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.result import Result
-from invguide.reward import Reward
+from invguide.reward import Reward, as_reward
 from invguide.solver import Solver
 
 if TYPE_CHECKING:
+    from invguide import rewards
     from invguide.adapters import as_operator, to_deepinv
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "Reward",
     "Solver",
     "as_operator",
+    "as_reward",
     "guide",
     "load_prior",
     "noise",
     "priors",
+    "rewards",
     "solve",
     "to_deepinv",
 ]
@@ -41,4 +44,6 @@ def __getattr__(name: str) -> Any:
     """Import what few need only when asked for, so that `import invguide` stays as fast as torch allows."""
     if name in ("as_operator", "to_deepinv"):
         return getattr(import_module("invguide.adapters"), name)
+    if name == "rewards":
+        return import_module("invguide.rewards")
     raise AttributeError(f"module 'invguide' has no attribute {name!r}")

@@ -7,6 +7,7 @@ not one, a gradient that stops on the way, random or non-finite outputs, a chang
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ def certify(
     Raises:
         InputError: Neither shape nor x is given, or both.
     """
+    x, generator = signals(shape, x, count=2, seed=seed)
+    home = next((t.device for t in (*operator.parameters(), *operator.buffers())), x.device)
+    return Examination(operator, x.to(home), generator).run()
+
+
+def signals(
+    shape: tuple[int, ...] | None, x: Tensor | None, count: int, seed: int
+) -> tuple[Tensor, torch.Generator]:
+    """Return x, at least two rows, or `count` random signals of `shape`, and the generator of what else is random."""
     if (shape is None) == (x is None):
         raise InputError(
             "check needs either shape=(...), one sample without the batch axis, or x=(B, *shape)"
@@ -72,14 +82,14 @@ def certify(
     generator = torch.Generator().manual_seed(seed)
     if x is None:
         assert shape is not None
-        x = torch.rand((2, *shape), generator=generator)
-    home = next((t.device for t in (*operator.parameters(), *operator.buffers())), x.device)
-    x = x.detach().to(home)
-    x = torch.cat([x, x.flip(-1)]) if len(x) == 1 else x
-    return _Examination(operator, x, generator).run()
+        return torch.rand((count, *shape), generator=generator), generator
+    x = x.detach()
+    return (torch.cat([x, x.flip(-1)]) if len(x) == 1 else x), generator
 
 
-class _Examination:
+class Examination:
+    """The questions to one operator, and the rows that answer them."""
+
     def __init__(self, operator: Operator, x: Tensor, generator: torch.Generator) -> None:
         self.operator, self.x, self.generator = operator, x, generator
         self.certificate = Certificate(f"{type(operator).__name__}({operator.extra_repr()})")
@@ -112,13 +122,18 @@ class _Examination:
                 "solve": lambda: self.solve(operator, y),
                 "pinv": lambda: self.pinv(operator, y),
             }
+        self.attempt(examinations)
+        self.scale(y)
+        self.time()
+        return self.certificate
+
+    def attempt(self, examinations: dict[str, Callable[[], None]]) -> None:
+        """Run each; one that raises fails the row of its name."""
         for name, examine in examinations.items():
             try:
                 examine()
             except Exception as error:
-                self.add(name, False, f"raises {_brief(error)}")
-        self.scale(y)
-        return self.certificate
+                self.add(name, False, f"raises {brief(error)}")
 
     def measure(self) -> Tensor | None:
         """Find a precision in which the operator runs; None where no further question makes sense."""
@@ -128,7 +143,7 @@ class _Examination:
         try:
             y = self.operator(x.clone())
         except Exception as error:
-            reason = _brief(error)
+            reason = brief(error)
             x = self.x.float()
             try:
                 y = self.operator(x.clone())
@@ -159,11 +174,11 @@ class _Examination:
         try:
             y = self.operator(x[:1].clone())
         except Exception:
-            self.add("runs", False, f"raises {_brief(error)}")
+            self.add("runs", False, f"raises {brief(error)}")
         else:
             self.add("runs", True, "one sample at a time")
             self.add("finite", *_finite(y))
-            self.add("rows independent", False, f"a batch of {len(x)} raises {_brief(error)}")
+            self.add("rows independent", False, f"a batch of {len(x)} raises {brief(error)}")
 
     def repetition(self, y: Tensor) -> None:
         x = self.x.clone()
@@ -187,7 +202,7 @@ class _Examination:
             image_u, image_v = self.operator(u).detach(), self.operator(v).detach()
             combined = self.operator(0.7 * u - 1.3 * v).detach()
         except Exception as error:  # a nonlinear operator may refuse values beyond the data
-            self.add("linear", False if declared else None, f"raises {_brief(error)}")
+            self.add("linear", False if declared else None, f"raises {brief(error)}")
             return
         defect = norm(combined - 0.7 * image_u + 1.3 * image_v)
         error = _ratio(defect, norm(image_u) + norm(image_v)).max().item()
@@ -208,7 +223,7 @@ class _Examination:
             if y.requires_grad:
                 (gradient,) = torch.autograd.grad(y, x, self.normal(y.detach()))
         except Exception as error:
-            self.add("differentiable", not self.operator.differentiable, f"raises {_brief(error)}")
+            self.add("differentiable", not self.operator.differentiable, f"raises {brief(error)}")
             return
         declared = self.operator.differentiable  # a callable knows only after its first call
         if gradient is None:
@@ -290,6 +305,8 @@ class _Examination:
         parts = torch.view_as_real(y) if y.is_complex() else y
         span = f"values {parts.min():.3g} to {parts.max():.3g}"
         self.add("scale", True, f"|A x| / |x| = {gain:.3g}; {span}")
+
+    def time(self) -> None:
         start = time.perf_counter()
         with torch.no_grad():
             self.operator(self.x).sum().item()
@@ -316,6 +333,6 @@ def _finite(y: Tensor) -> tuple[bool, str]:
     return bad == 0, "yes" if bad == 0 else f"{bad} of {y.numel()} values are NaN or infinite"
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text if len(text) <= 100 else text[:97] + '...'}"

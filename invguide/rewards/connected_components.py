@@ -1,0 +1,51 @@
+"""ConnectedComponents: how many separate bright regions a picture has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from invguide.errors import InputError, ShapeError
+from invguide.rewards.per_sample import PerSample
+
+
+@dataclass(frozen=True)
+class ConnectedComponents(PerSample):
+    """-n, or -|n - target|, where n counts the connected regions in which the mean of the channels is above threshold.
+
+    Signals and volumes, (C, L) and (C, D, H, W), have regions as pictures have.
+
+    Args:
+        target: Number of regions to aim at; None: as few as can be.
+        threshold: A pixel above it belongs to a region; data units.
+        connectivity: How many axes a neighbour may lie along: 1, pixels that share an edge (4 in a picture); 2, or a
+            corner too (8).
+
+    Raises:
+        InputError: A target or connectivity that cannot be.
+        ShapeError: Samples without a channel and at least one other axis, or with fewer axes than `connectivity`.
+    """
+
+    target: int | None = None
+    threshold: float = 0.5
+    connectivity: int = 1
+
+    def __post_init__(self) -> None:
+        if self.target is not None and self.target < 0:
+            raise InputError(f"target is {self.target}; expected a number of regions, 0 or more")
+        if self.connectivity < 1:
+            raise InputError(f"connectivity is {self.connectivity}; expected 1 or more")
+
+    def score(self, sample: np.ndarray) -> float:
+        from scipy import ndimage
+
+        if sample.ndim - 1 < self.connectivity:
+            raise ShapeError(
+                f"{self!r} was given samples of shape {sample.shape}; expected a channel axis and at least "
+                f"{self.connectivity} more, as in images (C, H, W)"
+            )
+        bright = sample.mean(0) > self.threshold
+        neighbours = ndimage.generate_binary_structure(bright.ndim, self.connectivity)
+        _, count = ndimage.label(bright, neighbours)  # pyright: ignore[reportGeneralTypeIssues]
+        return float(-count if self.target is None else -abs(count - self.target))

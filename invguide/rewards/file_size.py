@@ -1,0 +1,68 @@
+"""FileSize: how many kilobytes a picture takes as a JPEG or PNG file."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from invguide.errors import InputError, suggest
+from invguide.rewards.per_sample import PerSample, check_image
+
+FORMATS = ("jpeg", "png")
+
+
+@dataclass(frozen=True)
+class FileSize(PerSample):
+    """-size, or -|size - target|, in kilobytes (1000 bytes) of the picture as Pillow writes it.
+
+    Values in [0, 1] are rounded to 8 bits, others clipped. One channel is written as grey, three as colour; of any
+    other number, each channel is a grey file and the sizes add up. Headers count (about 0.6 kB in a JPEG file).
+
+    Args:
+        format: "jpeg" or "png".
+        quality: Of a JPEG file, 1 to 100; None is Pillow's default, 75.
+        target: Size to aim at, kilobytes; None: as small as can be.
+
+    Raises:
+        InputError: An unknown format, or a quality or target that cannot be.
+        ShapeError: Samples that are not images (C, H, W).
+
+    Example:
+        >>> import torch
+        >>> flat, noise = FileSize("png")(torch.stack([torch.ones(1, 32, 32), torch.rand(1, 32, 32)]))
+        >>> bool(flat > noise)
+        True
+    """
+
+    format: str = "jpeg"
+    quality: int | None = None
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(f"unknown format {self.format!r}; {suggest(self.format, FORMATS)}")
+        if self.quality is not None and self.format != "jpeg":
+            raise InputError(
+                f"quality={self.quality}, but a {self.format} file has none; leave it out"
+            )
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise InputError(f"quality is {self.quality}; expected 1 to 100")
+        if self.target is not None and not self.target > 0:
+            raise InputError(f"target is {self.target}; expected a number of kilobytes above 0")
+
+    def score(self, sample: np.ndarray) -> float:
+        check_image(sample, self)
+        pixels = np.rint(255 * sample.clip(0, 1)).astype(np.uint8)
+        files = [pixels.transpose(1, 2, 0)] if len(pixels) == 3 else pixels
+        size = sum(self._bytes(file) for file in files) / 1000
+        return -size if self.target is None else -abs(size - self.target)
+
+    def _bytes(self, pixels: np.ndarray) -> int:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        options = {} if self.quality is None else {"quality": self.quality}
+        Image.fromarray(pixels).save(buffer, self.format, **options)
+        return buffer.tell()
