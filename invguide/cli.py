@@ -303,7 +303,8 @@ def restore(
     options = _options(
         mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
     )
-    from invguide.restoration import Job, Settings, restore_folder, restore_picture
+    from invguide.folder import restore_folder
+    from invguide.restoration import Job, Settings, restore_picture
 
     chosen: dict[str, Any] = dict(_pairs(set_ or ()))
     chosen |= {} if steps is None else {"num_steps": steps}
@@ -566,6 +567,10 @@ Size = Annotated[int, typer.Option(help="Pixels per side.")]
 Photos = Annotated[int, typer.Option(help="The first so many of them.")]
 Noise = Annotated[float, typer.Option(help="Standard deviation, white = 1.")]
 PriorName = Annotated[str, typer.Option("--prior", help="As for `restore`.")]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of the prior's network: fp32, bf16 or fp16; half is about twice as fast."),
+]
 BenchTasks = Annotated[
     list[str] | None,
     typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]."),
@@ -588,6 +593,7 @@ def bench_restore(
     photos: Photos = 28,
     noise: Noise = 0.025,
     prior: PriorName = "natural",
+    precision: Precision = "fp32",
     solver: Annotated[
         list[str] | None,
         typer.Option(help="NAME, or NAME=K for K samples; may be given several times."),
@@ -602,6 +608,7 @@ def bench_restore(
     from invguide.bench import restore as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings["precision"] = precision
     settings |= _given(solvers=solver, tasks=task)
     print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
 
@@ -613,6 +620,7 @@ def bench_calibration(
     photos: Photos = 28,
     noise: Noise = 0.025,
     prior: PriorName = "natural",
+    precision: Precision = "fp32",
     solver: Annotated[str, typer.Option(help="Of which the samples are.")] = "DPS",
     task: BenchTasks = None,
     samples: Samples = 8,
@@ -624,6 +632,7 @@ def bench_calibration(
     from invguide.bench import calibration as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings["precision"] = precision
     settings |= _given(solver=solver, tasks=task)
     print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
 
@@ -640,6 +649,19 @@ def bench_driver(
     from invguide.bench import driver as run
 
     print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
+
+
+@_command("blackbox", bench)
+def bench_blackbox(
+    workers: Annotated[int, typer.Option(help="Processes, to compare with one.")] = 4,
+    milliseconds: Annotated[float, typer.Option(help="That a call sleeps.")] = 50.0,
+    calls: Annotated[int, typer.Option(help="In a batch.")] = 80,
+    repeats: Annotated[int, typer.Option(help="Batches of each kind.")] = 3,
+) -> None:
+    """Count calls of a sleeping simulator on workers, and time what a call costs beyond its own."""
+    from invguide.bench import blackbox as run
+
+    print(run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats))
 
 
 @_command("peers", bench)

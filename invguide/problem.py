@@ -173,10 +173,15 @@ class Problem:
             proximal(self.likelihood, self.prior.to_data(x0), variance)
         )
 
+    @property
+    def y(self) -> Tensor:
+        """The measurement of each row, (B, *y_shape); for problems with a likelihood."""
+        assert self.likelihood is not None
+        return self.likelihood.y
+
     def blank_estimate(self) -> Tensor:
         """The proximal point of a blank signal under a white prior of the data's size: a first guess, (B, *shape)."""
-        assert self.likelihood is not None
-        y = self.likelihood.y
+        y = self.y
         blank = torch.zeros(len(y), *self.shape, dtype=y.real.dtype, device=y.device)
         return self.prox(blank, self.prior.sigma_data)
 

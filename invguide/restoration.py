@@ -1,4 +1,4 @@
-"""Restore picture files: read, build the operator, solve, write in kind; one picture or a resumable folder of them."""
+"""Restore a picture file: read, build the operator, solve, write in kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from invguide.errors import (
 )
 from invguide.estimate import estimate_sigma
 from invguide.forward_operator import Operator
-from invguide.images import SUFFIXES, Picture, read_picture
+from invguide.images import Picture, read_picture
 from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.prior import Prior
@@ -293,15 +293,15 @@ def restore_picture(
     """
     picture = read_picture(path)
     identity = job.identity(path)
-    finished = _finished(out)
+    finished = finished_settings(out)
     if finished is not None and (resume or not overwrite):
         different = [k for k in identity if finished.get(k) != identity[k]]
         if not different:
             job.say(f"{path}: done already, in {out}")
             return None
         raise CheckpointError(
-            f"{out} holds a run with other settings ({_compare(finished, identity, different)}); "
-            f"{_WAYS}, or leave out --resume to start over"
+            f"{out} holds a run with other settings ({compare_settings(finished, identity, different)}); "
+            f"{WAYS}, or leave out --resume to start over"
         )
     measured = measure(job, picture, str(path))
     solver = choose(job, measured)
@@ -326,10 +326,10 @@ def restore_picture(
     return result
 
 
-_WAYS = "use the same settings, or another --out"
+WAYS = "use the same settings, or another --out"  # to go on after a refusal
 
 
-def _finished(out: Path) -> dict[str, Any] | None:
+def finished_settings(out: Path) -> dict[str, Any] | None:
     """Return the settings of the finished run in a folder, or None."""
     try:
         return json.loads((out / MANIFEST).read_text("utf-8"))["restore"]
@@ -337,7 +337,9 @@ def _finished(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def _compare(there: dict[str, Any], here: dict[str, Any], names: list[str]) -> str:
+def compare_settings(there: dict[str, Any], here: dict[str, Any], names: list[str]) -> str:
+    """Return in words how two runs differ in the settings of these names."""
+
     def show(value: Any) -> str:
         return str(value)[:60]
 
@@ -487,79 +489,3 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(strict_json(manifest) + "\n", "utf-8")
     os.replace(temporary, path)
-
-
-# ---- a folder
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one picture of a folder fared: "restored", "done already", or what went wrong."""
-
-    name: str
-    outcome: str
-    chi2: float | None = None
-    seconds: float | None = None
-
-    @property
-    def failed(self) -> bool:
-        return self.outcome not in ("restored", "done already")
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """Return the pictures of a folder by their suffixes, sorted; hidden files and sub-folders are left out.
-
-    Raises:
-        InputError: There is none.
-    """
-    found = sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith(".")
-    )
-    if not found:
-        raise InputError(f"folder {folder} has no pictures ({', '.join(s[1:] for s in SUFFIXES)})")
-    return found
-
-
-def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Row]:
-    """Restore every picture of a folder into a sub-folder of its own; what is done is skipped, failures do not stop it.
-
-    Raises:
-        CheckpointError: A picture was finished under other settings, and overwrite is off.
-    """
-    pictures = list_pictures(folder)
-    check_writable(out)
-    stems = [p.stem for p in pictures]
-    places = {p: out / (p.stem if stems.count(p.stem) == 1 else p.name) for p in pictures}
-    if not overwrite:
-        for path, place in places.items():
-            there, here = _finished(place), job.identity(path)
-            different = [] if there is None else [k for k in here if there.get(k) != here[k]]
-            if different and there is not None:
-                raise CheckpointError(
-                    f"{place} holds a run with other settings ({_compare(there, here, different)}); "
-                    f"{_WAYS}, or --overwrite"
-                )
-    rows = []
-    for i, (path, place) in enumerate(places.items(), 1):
-        job.say(f"[{i} of {len(places)}]")
-        rows.append(_restore_guarded(job, path, place, overwrite))
-    return rows
-
-
-def _restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
-    try:
-        result = restore_picture(job, path, place, resume=not overwrite)
-    except RunError as error:
-        if str(error).startswith("interrupted"):
-            raise
-        job.say(f"{path}: failed: {error}")
-        return Row(path.name, str(error))
-    except (InvguideError, OSError, RuntimeError, ValueError) as error:
-        job.say(f"{path}: failed: {error}")
-        return Row(path.name, str(error).splitlines()[0])
-    if result is None:
-        return Row(path.name, "done already")
-    chi2 = result.chi2[torch.isfinite(result.chi2)]
-    return Row(path.name, "restored", float(chi2.mean()) if len(chi2) else None, result.seconds)

@@ -87,7 +87,7 @@ class REDDiff(Solver[REDDiffState]):
         _, chi2, slope = problem.gradient(state.x0)
         if self.weight == "official":
             sigma_y = problem.require_sigma_y("REDDiff(weight='official')")
-            sizes = problem.likelihood.y[0].numel(), state.x0[0].numel()  # type: ignore[union-attr]
+            sizes = problem.y[0].numel(), state.x0[0].numel()
             gradient = self.prior_weight * level * residual / sizes[1]
             gradient = gradient - per_sample(sigma_y**2, slope) * slope / sizes[0]
         else:
@@ -99,24 +99,18 @@ class REDDiff(Solver[REDDiffState]):
 
     def _level(self, problem: Problem, k: int) -> tuple[Tensor, float]:
         """Noise level of each row at step k, (B,), and the learning rate."""
-        count = len(problem.likelihood.y)  # type: ignore[union-attr]
-        like = problem.likelihood.y.real  # type: ignore[union-attr]
+        rows = problem.y.real.new_ones(len(problem.y))
         if self.weight == "official":
             s, _ = problem.levels("vp-linear", self.num_steps, k)
-            return torch.full(
-                (count,), s, dtype=like.dtype, device=like.device
-            ), self.learning_rate
+            return s * rows, self.learning_rate
         sigma_y = problem.sigma_y
         if self.sigma_end is not None or sigma_y is None:
-            end = torch.full(
-                (count,), self.sigma_end or 0.05, dtype=like.dtype, device=like.device
-            )
+            end = (self.sigma_end or 0.05) * rows
         else:
             end = sigma_y.clamp(0.02, 0.2)
         progress = k / max(1, self.num_steps - 1)
-        return self.sigma_start * (end / self.sigma_start) ** progress, self.learning_rate * (
-            1 - progress
-        ) + 1e-3
+        s = self.sigma_start * (end / self.sigma_start) ** progress
+        return s, self.learning_rate * (1 - progress) + 1e-3
 
     def estimate(self, state: REDDiffState) -> Tensor:
         return state.x0

@@ -51,6 +51,18 @@ class ResidualBlock(nn.Module):
         return x + self.second(F.silu(h))
 
 
+class Stage(nn.ModuleList):
+    """Residual blocks of one resolution, one after the other."""
+
+    def __init__(self, count: int, channels: int, width: int) -> None:
+        super().__init__(ResidualBlock(channels, width) for _ in range(count))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
+
+
 class UNet(nn.Module):
     """Raw network F(x, c_noise); preconditioning is the adapter's business.
 
@@ -83,15 +95,11 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(channels):
-            self.encoder.append(
-                nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks))
-            )
+            self.encoder.append(Stage(blocks, width, embedding))
             if level + 1 < len(channels):
                 self.down.append(nn.Conv2d(width, channels[level + 1], 2, stride=2))
                 self.up.append(nn.ConvTranspose2d(channels[level + 1], width, 2, stride=2))
-                self.decoder.append(
-                    nn.ModuleList(ResidualBlock(width, embedding) for _ in range(blocks))
-                )
+                self.decoder.append(Stage(blocks, width, embedding))
         self.head = nn.Conv2d(channels[0], 4 * image_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
 
@@ -100,13 +108,10 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(x, 2))
         skips: list[Tensor] = []
         for level, stage in enumerate(self.encoder):
-            for block in stage:  # type: ignore[union-attr]
-                h = block(h, embedding)
+            h = stage(h, embedding)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
         for level in reversed(range(len(self.up))):
-            h = self.up[level](h) + skips[level]
-            for block in self.decoder[level]:  # type: ignore[union-attr]
-                h = block(h, embedding)
+            h = self.decoder[level](self.up[level](h) + skips[level], embedding)
         return F.pixel_shuffle(self.head(h), 2)
