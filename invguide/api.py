@@ -19,7 +19,8 @@ from invguide.noise import NoiseModel
 from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.result import Result
-from invguide.reward import FunctionReward, Reward
+from invguide.reward import Reward, as_reward
+from invguide.rng import Noise
 from invguide.solver import Solver, missing_abilities
 
 # What `solver="auto"` tries, best measured first (README, table of restorations).
@@ -162,14 +163,18 @@ def guide(
 
     Args:
         prior: A prior, or the name of an embedded one.
-        reward: Callable (N, *shape) -> (N,) in data units, higher is better.
+        reward: A Reward, a BlackBox, or a callable (N, *shape) -> (N,) on torch tensors or numpy arrays, in data
+            units; higher is better.
         solver: A solver, its name, or "auto".
         num_samples, shape, condition, run: As for `solve`.
     """
     prior = load_prior(prior)
-    if not isinstance(reward, Reward):
-        reward = FunctionReward(reward, differentiable=True)
+    reward = as_reward(reward)
     problem = Problem(prior, reward=reward, shape=shape, condition=condition)
+    if reward.differentiable:  # a callable knows only after its first call
+        with torch.no_grad():
+            signal = Noise(0, ((0, 0),), problem.shape)("probe") * prior.sigma_data
+            reward(prior.to_data(signal))
     return driver.run(_solver_for(problem, solver, num_samples), problem, num_samples, **run)
 
 

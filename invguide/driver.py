@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,9 @@ def run(
     path = None if checkpoint is None else Path(checkpoint)
     identity = _identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
+    if path is not None:
+        for operator in problem.operators():
+            operator.keep(path.with_name(f"{path.name}.calls"))
     progress_state = saved or _Progress(
         samples=torch.full(
             (problem.num_measurements, num_samples, *problem.shape), float("nan"), dtype=dtype
@@ -173,6 +177,7 @@ class _Loop:
         counters.network, counters.vjp, counters.forward = self.progress.counters
         scale = self.problem.prior.sigma_max + self.problem.prior.sigma_data
         self.limit = RUNAWAY * scale
+        self.operators = self.problem.operators()
 
     def advance(self, chunk: _Chunk, checkpoint_every: int, bar: Any) -> None:
         """Carry one chunk from where it is to the end, and store its samples."""
@@ -191,6 +196,9 @@ class _Loop:
             chunk.state, chunk.step = state, k + 1
             part, noise = self._drop(chunk, k, part, noise)
             bar.update(len(chunk.rows) + (before - len(chunk.rows)) * (solver.num_steps - k))
+            bar.set_postfix_str(
+                ", ".join(filter(None, (o.progress_text() for o in self.operators))), refresh=False
+            )
             for callback in self.callbacks:
                 estimate = lambda s=chunk.state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
                 callback(StepReport(k, solver.num_steps, tuple(chunk.rows), info, estimate))
@@ -351,6 +359,7 @@ class _Loop:
             "seconds": round(p.seconds, 3),
             "chi2": p.chi2.tolist(),
             "status": status,
+            "forward_model": list(filter(None, (o.summary() for o in self.operators))),
             "versions": versions(),
         }
         y = None if self.problem.likelihood is None else self.problem.likelihood.y.cpu()
@@ -442,7 +451,7 @@ def _identity(
         )
         identity["y"] = fingerprint(likelihood.y)
     if problem.reward is not None:
-        identity["reward"] = type(problem.reward).__name__
+        identity["reward"] = re.sub(r" at 0x[0-9a-f]+", "", repr(problem.reward))
     return identity
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -100,6 +101,19 @@ class Operator(nn.Module, ABC):
         The likelihood sets the others to zero and leaves them out of chi2, whatever they hold.
         """
         return None
+
+    # ---- what the driver asks of operators whose calls are dear; only a BlackBox has something to say
+
+    def keep(self, folder: str | Path) -> None:
+        """Keep the result of every finished call in this folder, unless results are kept already."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return calls, failures and seconds so far, ready for JSON; empty where nothing is counted."""
+        return {}
+
+    def progress_text(self) -> str:
+        """Return the same in a few words, for the progress bar."""
+        return ""
 
     def check(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
-from invguide.forward_operator import LinearOperator
+from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
 from invguide.prior import Prior
@@ -205,6 +205,12 @@ class Problem:
     def measurement_size(self) -> float:
         """How many real numbers of one measurement carry information; 1 without a likelihood."""
         return 1.0 if self.likelihood is None else self.likelihood.size
+
+    def operators(self) -> list[Operator]:
+        """Return every operator inside the target, parts of compositions and rewards too."""
+        found = [] if self.likelihood is None else [self.likelihood.operator]
+        found += [] if self.reward is None else self.reward.operators()
+        return [m for o in found for m in o.modules() if isinstance(m, Operator)]
 
     @property
     def linear(self) -> bool:

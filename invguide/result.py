@@ -74,6 +74,11 @@ class Result:
         return torch.where(weights.sum(1) > 0, total, float("nan"))
 
     @property
+    def forward_model(self) -> list[dict[str, Any]]:
+        """Calls, failures, seconds and utilisation of each black box in the target."""
+        return self.manifest.get("forward_model", [])
+
+    @property
     def diagnosis(self) -> str:
         """One line: how many samples there are, and whether they explain the measurement."""
         done = int(self.finished.sum())

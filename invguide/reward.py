@@ -33,6 +33,10 @@ class Reward(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """(B, *shape), data units -> (B,)."""
 
+    def operators(self) -> list[Operator]:
+        """Return the operators inside, such as black boxes, whose calls the driver counts and keeps."""
+        return []
+
     def changes_input(self, x: Tensor) -> bool:
         """Return whether scoring x (B, *shape) in place changes what is scored; x itself stays as it is."""
         given = x.clone()
@@ -104,6 +108,9 @@ class Weighted(Reward):
             total = total + weight * part(x)
         return total
 
+    def operators(self) -> list[Operator]:
+        return [operator for _, part in self.parts for operator in part.operators()]
+
     def changes_input(self, x: Tensor) -> bool:
         return any(part.changes_input(x) for _, part in self.parts)
 
@@ -162,6 +169,9 @@ class OperatorReward(Reward):
 
     def __call__(self, x: Tensor) -> Tensor:
         return _scores(self.operator.to(x.device)(x.clone()), x, repr(self))
+
+    def operators(self) -> list[Operator]:
+        return [self.operator]
 
     def changes_input(self, x: Tensor) -> bool:
         given = x.clone()
