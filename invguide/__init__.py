@@ -17,8 +17,11 @@ from invguide.solver import Solver
 if TYPE_CHECKING:
     from invguide import rewards
     from invguide.adapters import as_operator, to_deepinv
+    from invguide.blackbox import BlackBox, Command
 
 __all__ = [
+    "BlackBox",
+    "Command",
     "InvguideError",
     "Likelihood",
     "LinearOperator",
@@ -44,6 +47,8 @@ def __getattr__(name: str) -> Any:
     """Import what few need only when asked for, so that `import invguide` stays as fast as torch allows."""
     if name in ("as_operator", "to_deepinv"):
         return getattr(import_module("invguide.adapters"), name)
+    if name in ("BlackBox", "Command"):
+        return getattr(import_module("invguide.blackbox"), name)
     if name == "rewards":
         return import_module("invguide.rewards")
     raise AttributeError(f"module 'invguide' has no attribute {name!r}")

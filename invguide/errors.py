@@ -40,6 +40,10 @@ class DivergenceError(RunError):
     """A sample became non-finite or left the data by orders of magnitude; the message is the diagnosis."""
 
 
+class BlackBoxError(RunError):
+    """Too many calls of a black box failed; the message lists them and tells how to replay one."""
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
     """Return 'did you mean ...?' or the whole list of options, to end an error message with."""
     plain = {option.lower(): option for option in sorted(options)}

@@ -279,6 +279,20 @@ def test_driver_refuses_a_prior_of_one_size():
         bench.driver(prior=ig.priors.Gaussian(torch.zeros(4), torch.eye(4)), progress=False)
 
 
+def test_blackbox_table():
+    table = bench.blackbox(workers=2, milliseconds=5, calls=4, repeats=1, progress=False)
+    assert [row[0] for row in table.rows] == ["this process", "1 worker", "2 workers"]
+    assert str(table).startswith("| calls run in ")
+    figures = table.figures
+    assert figures["1 worker"]["speed_up"] == 1
+    ratio = figures["2 workers"]["calls_per_second"] / figures["1 worker"]["calls_per_second"]
+    assert figures["2 workers"]["speed_up"] == pytest.approx(ratio)
+    assert figures["this process"]["calls_per_second"] < 1000 / 5
+    assert all(f["overhead_ms"] > 0 for f in figures.values())
+    with pytest.raises(InputError, match="workers=0"):
+        bench.blackbox(workers=0)
+
+
 def test_prior_as_deepinv_denoiser():
     """A standard normal in normalised units, data = 0.25 x + 0.5: in data units N(0.5, 0.25^2)."""
     pytest.importorskip("deepinv")
