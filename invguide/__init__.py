@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from invguide import noise, priors
+from invguide import adjoint, noise, priors
 from invguide.api import guide, load_prior, solve
 from invguide.errors import InvguideError
 from invguide.forward_operator import LinearOperator, Operator
@@ -31,6 +31,7 @@ __all__ = [
     "Result",
     "Reward",
     "Solver",
+    "adjoint",
     "as_operator",
     "as_reward",
     "guide",
