@@ -107,6 +107,13 @@ def test_a_deadly_call_is_isolated(client: Any):
 def test_failures_and_repeated_calls(client: Any, tmp_path: Path):
     """dask takes equal calls for one, unless it is told: a repeated call must run again."""
 
+    def count(x: np.ndarray) -> float:
+        (tmp_path / f"{os.getpid()}.{time.time_ns()}").touch()
+        return 1.0
+
+    ig.BlackBox(count, executor=client.get_executor())(X[:1].expand(6, 3))
+    assert len(list(tmp_path.iterdir())) == 6
+
     def moody(x: np.ndarray) -> np.ndarray:
         mine = tmp_path / x.tobytes().hex()
         if x[0] > 1.7:

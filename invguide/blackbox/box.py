@@ -55,7 +55,8 @@ class BlackBox(Operator):
         function: Callable on one sample without batch axis, an array (or a tensor, where arrays raise TypeError or
             AttributeError, or the function is a torch module or annotated so), or a `Command`.
         workers: None calls one after the other in this process; a number starts as many processes, kept until
-            `close` (threads for a Command, whose calls are processes anyway).
+            `close` (threads for a Command, whose calls are processes anyway). Set OMP_NUM_THREADS where each would use
+            every core.
         timeout: Seconds for one call; a process that hangs is killed. Starting a worker does not count.
         retries: How often a failed call is repeated.
         vectorised: The function maps batches (b, *shape) to (b, *y_shape), b at most 32. Of a batch that failed, the

@@ -40,7 +40,7 @@ def evaluate(
 
     A call that failed, timed out or was lost with its worker is repeated up to `retries` times. Where workers share a
     pool, nobody knows of whose call one died: all that were lost together are called again one by one, and only who
-    is lost once more is charged. An exception, Ctrl-C and one that `finished` raises included, stops all calls.
+    is lost once more is charged. An exception (Ctrl-C, or one that `finished` raises) stops all calls.
     """
     run = _Run(pool, inputs, finished, ledger, retries, timeout)
     try:
@@ -81,7 +81,12 @@ class _Run:
         while (job := self._next()) is not None:
             job.attempts += 1
             job.deadline = None
-            future = self.pool.submit(job.x)
+            try:
+                future = self.pool.submit(job.x)
+            except Exception:
+                while not self.arrived.empty():
+                    self.collect()  # what has finished is kept
+                raise
             self.running[future] = job
             future.add_done_callback(self.arrived.put)
 
