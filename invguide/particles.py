@@ -1,14 +1,20 @@
-"""What weighted particles share: effective sample size, systematic resampling, ratios of Gaussian kernels.
+"""What weighted particles share: effective sample size, systematic resampling, kernel ratios, looks at clean signals.
 
 Log-weights are unnormalised, (J,), and never clamped: -inf is a particle that the target calls impossible.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from invguide.errors import DivergenceError
+from invguide.problem import Problem
+from invguide.rng import Noise
 
 
 def normalised(log_weights: Tensor) -> Tensor:
@@ -65,3 +71,34 @@ def log_kernel_ratio(x: Tensor, prior_mean: Tensor, proposal_mean: Tensor, std: 
     gap = (prior_mean - proposal_mean) / std
     middle = (x - 0.5 * (prior_mean + proposal_mean)) / std
     return (gap * middle).flatten(1).sum(1)
+
+
+def shared(noise: Noise) -> Noise:
+    """The noise of the first member, for draws that a whole ensemble has in common."""
+    return replace(noise, rows=noise.rows[:1])
+
+
+def look_around(
+    problem: Problem, denoised: Tensor, sigma: float, normals: Iterable[Tensor]
+) -> Tensor:
+    """Log target at D + r n for each n, (M, B), r^2 = sigma^2 s^2 / (sigma^2 + s^2) with s the size of the data.
+
+    r is what level sigma leaves open of white data of size s, so these are draws from a crude p(x0 | x).
+
+    Args:
+        problem: Of B rows.
+        denoised: D, (B, *shape).
+        sigma: Level of D.
+        normals: M standard normals, (B, *shape) or (1, *shape).
+    """
+    size = problem.prior.sigma_data
+    radius = sigma * size / math.hypot(sigma, size)
+    return torch.stack([problem.evaluate(denoised + radius * n)[0] for n in normals])
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """log mean exp over the first axis, (M, B) -> (B,); NaN are left out, and remain only where nothing else is."""
+    known = ~values.isnan()
+    total = torch.logsumexp(torch.where(known, values, -torch.inf), 0)
+    count = known.sum(0)
+    return torch.where(count > 0, total - count.clamp_min(1).log(), torch.nan)

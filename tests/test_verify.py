@@ -18,18 +18,27 @@ from invguide.problem import Problem
 from invguide.rng import Noise
 from invguide.schedule import make_sigmas
 from invguide.solver import Requires, Solver
+from invguide.solvers import HQS, SCG, FeynmanKac, Unconditional
 from invguide.verify import (
+    HiddenPosterior,
     MatrixOperator,
     Target,
+    TiltedPlane,
+    black_box_targets,
+    conformance,
     gaussian_2d,
     gaussian_64d,
+    is_black_box,
     mean_error,
     mixture_1d,
     mixture_25,
     sliced_wasserstein,
     standard_targets,
     std_ratio,
+    three_blobs,
+    unweighted,
     verify,
+    verify_black_box,
 )
 
 
@@ -229,7 +238,7 @@ class DrawEnsemble(Draw):
 
 @dataclass(frozen=True)
 class NeedsReward(Draw):
-    requires: ClassVar[Requires] = Requires(target="reward")
+    requires: ClassVar[Requires] = Requires(target="reward", gradient=False)
 
 
 class OracleState(NamedTuple):
@@ -328,3 +337,150 @@ def test_verify_errors_and_defaults():
         verify([Draw()], num_samples=1)
     names = [target.name for target in standard_targets()]
     assert len(set(names)) == len(names) == 4
+
+
+# ---- black boxes
+
+
+def planes() -> list[TiltedPlane]:
+    return [target for target in black_box_targets() if isinstance(target, TiltedPlane)]
+
+
+def test_tilted_planes_are_prior_times_exp_reward():
+    """Against importance sampling of the prior: self-normalised means of x, |x|^2 and the reward."""
+    for target in planes():
+        x = three_blobs().sample(200_000, seed=3)
+        tilt = target.reward(x).softmax(0)
+        law = target.sample(50_000, seed=4)
+        for moment in (lambda x: x[:, 0], lambda x: x.square().sum(1), target.reward):
+            # Effective sizes are above 20 000: five standard errors of values with spread below 4 are 0.14.
+            assert float(moment(law).mean()) == pytest.approx(float(tilt @ moment(x)), abs=0.14)
+        assert float(target.reward(law).mean()) == pytest.approx(target.expected, abs=0.05)
+
+
+def test_total_variation_of_known_laws():
+    target = planes()[0]
+    n = 20_000
+    equal = torch.full((n,), 1 / n).double()
+    exact = target.sample(n, seed=1)
+    # Between a histogram of n exact samples and the truth: sum of E|error| / 2 = sum sqrt(p (1 - p) / (2 pi n)).
+    p = target._exact
+    floor = float((p * (1 - p) / (2 * math.pi * n)).sqrt().sum())
+    assert target.distance(exact, equal) == pytest.approx(floor, rel=0.35)
+    # All mass in one cell, then all of it outside the grid.
+    assert target.distance(torch.tensor([[0.5, 0.5]]), torch.ones(1)) == pytest.approx(
+        1 - float(p[6 * 12 + 6])
+    )
+    assert target.distance(torch.full((3, 2), 50.0), torch.full((3,), 1 / 3)) > 0.999
+    # Weights are what makes samples of the prior right.
+    draws = target.prior.sample(n, seed=2)
+    assert target.distance(draws, equal) > 0.5
+    assert target.distance(draws, target.reward(draws).softmax(0)) < 0.05
+
+
+def test_unweighted_copies_by_weight():
+    x = torch.arange(4.0)[:, None]
+    assert unweighted(x, torch.tensor([0.5, 0.0, 0.25, 0.25])).flatten().tolist() == [0, 0, 2, 3]
+    assert unweighted(x, torch.full((4,), 0.25)) is x
+
+
+def test_hidden_operators_are_black_boxes():
+    target = HiddenPosterior(mixture_25())
+    problem = target.problem()
+    assert not problem.differentiable
+    assert not problem.linear
+    x = torch.randn(1, 8, dtype=torch.float64).requires_grad_()
+    assert not problem.evaluate(x)[0].requires_grad
+    # E[log p(y | x)] over the posterior, in closed form: Gaussian algebra for each component.
+    posterior, inner = target.target.posterior, target.target
+    assert isinstance(posterior, GaussianMixture)
+    assert isinstance(inner.operator, MatrixOperator)
+    A = inner.operator.matrix
+    square = (inner.y - posterior.means @ A.mT).square().sum(1)
+    square = square + (A @ posterior.covariance @ A.mT).trace()
+    exact = -0.5 * float(posterior.weights @ square) / inner.sigma_y**2
+    # 20 000 samples of a quantity with spread of about 0.7 and, rarely, far modes.
+    assert target.expected == pytest.approx(exact, abs=0.05)
+
+
+@dataclass(frozen=True)
+class Weighted(Draw):
+    """The prior's own draws, weighted by the likelihood: right only where weights are used."""
+
+    requires: ClassVar[Requires] = Requires(gradient=False, ensemble=True)
+    ensemble_size: int = 1500
+    ignore: bool = False
+
+    def init(self, problem: Problem, noise: Noise) -> DrawState:
+        assert isinstance(problem.prior, Gaussian)
+        root = torch.linalg.cholesky(problem.prior.covariance)
+        return DrawState(problem.prior.mean + noise("x") @ root.mT)
+
+    def log_weights(self, state: DrawState) -> Tensor | None:
+        return None if self.ignore else -0.5 * ((1.5 - state.x[:, 0]) / 0.3) ** 2
+
+
+def test_weights_are_used_by_both_tables():
+    solvers = {"weighted": Weighted(), "ignored": Weighted(ignore=True)}
+    first = verify(solvers, [gaussian_2d()], num_samples=1500, progress=False)
+    second = verify_black_box(solvers, [HiddenPosterior(gaussian_2d())], 1500, progress=False)
+    # The chi2 check of the driver drops prior draws far from y, which weigh nothing.
+    for table, target in ((first, "gaussian-2d"), (second, "hidden gaussian-2d")):
+        good, bad = table.row("weighted", target), table.row("ignored", target)
+        assert good.distance < 4 * good.floor
+        assert bad.distance > 10 * bad.floor
+
+
+def test_black_box_table_tells_right_from_wrong():
+    solvers = [
+        Unconditional(20),
+        FeynmanKac(30, ensemble_size=7),
+        SCG(20, num_candidates=4),
+        Draw(),
+    ]
+    target = planes()[2]
+    table = verify_black_box(solvers[1:3], [target], 300, progress=False)
+    rows = {row.solver: row for row in table.rows}
+    assert list(rows) == ["(exact)", "(prior)", "FeynmanKac", "SCG"]
+    assert {row.samples for row in table.rows} == {300}  # whatever the ensemble size was
+    assert rows["(exact)"].distance < 1.5 * rows["(exact)"].floor
+    assert rows["FeynmanKac"].distance < 2 * rows["FeynmanKac"].floor
+    assert rows["(prior)"].distance > 3 * rows["(prior)"].floor
+    assert rows["SCG"].log_target > rows["(prior)"].log_target + 1
+    assert (rows["FeynmanKac"].nfe, rows["SCG"].nfe) == (30, 1 + 19 * 4)
+    # FeynmanKac looks 7 times with 8 draws, and once at the end.
+    assert rows["FeynmanKac"].calls == pytest.approx(57, abs=0.01)
+    assert rows["SCG"].calls == pytest.approx(19 * 4, abs=0.01)
+    assert [is_black_box(solver) for solver in solvers] == [False, True, True, True]
+    text = str(table)
+    assert text == str(verify_black_box(solvers[1:3], [target], 300, progress=False))
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_black_box_table_leaves_out_what_cannot_run():
+    solvers = {"reward": NeedsReward(), "likelihood": Draw(), "lost": Draw(blow_up=True)}
+    hidden = HiddenPosterior(gaussian_2d())
+    table = verify_black_box(solvers, [planes()[1], hidden], 20, progress=False)
+    names = [(row.target, row.solver) for row in table.rows]
+    assert names == [
+        *[("indicator", name) for name in ("(exact)", "(prior)", "reward")],
+        *[(hidden.name, name) for name in ("(exact)", "(prior)", "likelihood", "lost")],
+    ]
+    assert table.row("lost", hidden.name).note == "diverged: 20 of 20 samples lost"
+    assert math.isnan(table.row("lost", hidden.name).distance)
+    with pytest.raises(InputError, match="at least 2"):
+        verify_black_box([Draw()], num_samples=1)
+
+
+def test_conformance_prints_what_was_asked_for():
+    few = {"num_samples": 10, "ensemble_size": 10}
+    first, second = conformance([HQS(2), SCG(2)], **few)
+    assert {row.solver for row in first.rows} == {"(exact)", "(prior)", "HQS"}
+    assert {row.solver for row in second.rows} == {"(exact)", "(prior)", "SCG", "SCG softmax"}
+    assert {row.target for row in second.rows} == {t.name for t in black_box_targets()}
+    (only,) = conformance([SCG(2)], ["hidden mixture-25 d=80 dy=1"], **few)
+    assert {row.solver for row in only.rows} == {"(exact)", "(prior)", "SCG", "SCG softmax"}
+    (only,) = conformance([SCG(2)], ["gaussian-2d"], **few)
+    assert {row.solver for row in only.rows} == {"(exact)", "(prior)", "SCG"}
+    with pytest.raises(InputError, match="did you mean 'staircase'"):
+        conformance([SCG(2)], ["stairs"])

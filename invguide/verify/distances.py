@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import ShapeError
+from invguide.particles import systematic
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 100, seed: int = 0) -> float:
@@ -60,3 +61,15 @@ def std_ratio(samples: Tensor, std: Tensor) -> tuple[float, float, float]:
     """
     ratio = samples.std(0) / std
     return float(ratio.log().mean().exp()), float(ratio.min()), float(ratio.max())
+
+
+def unweighted(samples: Tensor, weights: Tensor) -> Tensor:
+    """Return as many samples of equal weight: i appears n w_i times, up to rounding; no randomness.
+
+    Args:
+        samples: (n, *shape).
+        weights: (n,), summing to 1.
+    """
+    if bool((weights == weights[:1]).all()):
+        return samples
+    return samples[systematic(weights.log(), weights.new_tensor(0.5))]

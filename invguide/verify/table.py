@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from invguide import driver
@@ -13,7 +14,7 @@ from invguide.errors import CompatibilityError, DivergenceError, InputError
 from invguide.progress import progress_bar
 from invguide.solver import Solver
 from invguide.tables import markdown
-from invguide.verify.distances import mean_error, sliced_wasserstein, std_ratio
+from invguide.verify.distances import mean_error, sliced_wasserstein, std_ratio, unweighted
 from invguide.verify.targets import Target, standard_targets
 
 
@@ -45,14 +46,52 @@ class Row:
     nfe: float = 0.0
     note: str = ""
 
+    HEAD: ClassVar = (
+        *("target", "solver", "mean error", "std ratio", "(range)"),
+        *("SW1", "floor", "NFE", ""),
+    )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """One for each of HEAD."""
+        if self.samples == 0:
+            return self.target, self.solver, *("-",) * 6, self.note
+        return (
+            self.target,
+            self.solver,
+            f"{self.mean_error:.3f}",
+            f"{self.std_ratio:.3f}",
+            f"{self.std_low:.2f}-{self.std_high:.2f}",
+            f"{self.distance:.4f}",
+            f"{self.floor:.4f}",
+            f"{self.nfe:.0f}",
+            self.note,
+        )
+
+
+class Printable(Protocol):
+    """A row of a table."""
+
+    HEAD: ClassVar[tuple[str, ...]]
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def solver(self) -> str: ...
+    @property
+    def cells(self) -> tuple[str, ...]: ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Printable)
+
 
 @dataclass(frozen=True)
-class Table:
+class Table(Generic[AnyRow]):
     """Rows, printed as an aligned Markdown table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[AnyRow, ...]
 
-    def row(self, solver: str, target: str) -> Row:
+    def row(self, solver: str, target: str) -> AnyRow:
         """Return the row of a solver on a target.
 
         Raises:
@@ -64,34 +103,10 @@ class Table:
         raise InputError(f"The table has no row for solver {solver!r} on target {target!r}.")
 
     def __str__(self) -> str:
-        head = (
-            "target",
-            "solver",
-            "mean error",
-            "std ratio",
-            "(range)",
-            "SW1",
-            "floor",
-            "NFE",
-            "",
-        )
-        body = [
-            (r.target, r.solver, *("-",) * 6, r.note)
-            if r.samples == 0
-            else (
-                r.target,
-                r.solver,
-                f"{r.mean_error:.3f}",
-                f"{r.std_ratio:.3f}",
-                f"{r.std_low:.2f}-{r.std_high:.2f}",
-                f"{r.distance:.4f}",
-                f"{r.floor:.4f}",
-                f"{r.nfe:.0f}",
-                r.note,
-            )
-            for r in self.rows
-        ]
-        return markdown(head, body, left=(0, 1, len(head) - 1))
+        if not self.rows:
+            return ""
+        head = self.rows[0].HEAD
+        return markdown(head, [row.cells for row in self.rows], left=(0, 1, len(head) - 1))
 
 
 def verify(
@@ -102,12 +117,12 @@ def verify(
     *,
     device: str = "cpu",
     progress: bool = True,
-) -> Table:
+) -> Table[Row]:
     """Compare solvers with exact posteriors.
 
     An ensemble method is run as often as it takes to pool num_samples samples, so that its bias is
-    not hidden behind the scatter of one small ensemble. A solver that refuses a target or diverges
-    on it gets a row that says so, and the table goes on.
+    not hidden behind the scatter of one small ensemble; samples with weights are resampled by them.
+    A solver that refuses a target or diverges on it gets a row that says so, and the table goes on.
 
     Args:
         solvers: Solvers under the names to print, or in a sequence (then named by their class).
@@ -122,12 +137,7 @@ def verify(
     """
     if num_samples < 2:
         raise InputError(f"num_samples must be at least 2, got {num_samples}.")
-    if not isinstance(solvers, Mapping):
-        names = [type(solver).__name__ for solver in solvers]
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
-            raise InputError(f"Two solvers are named {repeated.pop()!r}: pass a dict of names.")
-        solvers = dict(zip(names, solvers, strict=True))
+    solvers = named(solvers)
     targets = standard_targets() if targets is None else targets
     rows: list[Row] = []
     with progress_bar(len(targets) * len(solvers), "verify", progress) as bar:
@@ -141,6 +151,21 @@ def verify(
                 rows.append(_run(target, name, solver, num_samples, seed, device))
                 bar.update(1)
     return Table(tuple(rows))
+
+
+def named(solvers: Mapping[str, Solver[Any]] | Sequence[Solver[Any]]) -> Mapping[str, Solver[Any]]:
+    """Return solvers under their names; those of a sequence are named by their class.
+
+    Raises:
+        InputError: If two have the same name.
+    """
+    if isinstance(solvers, Mapping):
+        return solvers
+    names = [type(solver).__name__ for solver in solvers]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise InputError(f"Two solvers are named {repeated.pop()!r}: pass a dict of names.")
+    return dict(zip(names, solvers, strict=True))
 
 
 def _run(
@@ -166,8 +191,8 @@ def _run(
         return Row(target.name, name, note=f"diverged: {error}")
     finally:
         target.prior.to("cpu")
-    samples = result.samples.flatten(0, 1)
-    samples = samples[samples.flatten(1).isfinite().all(1)]
+    pairs = zip(result.samples, result.weights, result.finished, strict=True)
+    samples = torch.cat([unweighted(x[ok], w[ok]) for x, w, ok in pairs])
     lost = count * copies - len(samples)
     if len(samples) < 2:
         return Row(target.name, name, note=f"diverged: {lost} of {count * copies} samples lost")
