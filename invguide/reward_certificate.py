@@ -8,7 +8,8 @@ from torch import Tensor
 from invguide.certificate import Certificate, Examination, brief, signals
 from invguide.errors import ShapeError
 from invguide.forward_operator import Operator
-from invguide.reward import FunctionReward, Reward
+from invguide.function_reward import FunctionReward
+from invguide.reward import Reward, Weighted
 
 
 def certify_reward(
@@ -86,7 +87,7 @@ class RewardExamination(Examination):
         self.add("runs", True, f"{tuple(x.shape[1:])} -> one number")
         if reason:
             self.add("precision", None, f"float32 only; float64 raises {reason}")
-        elif torch.equal(y, y.float().to(y)):
+        elif any(torch.equal(part, part.float().to(part)) for part in self.parts(x, y)):
             self.tolerance = 1e-4  # whole numbers, or float32 inside
         finite = torch.isfinite(y[:, 0])
         bad = int((~finite).sum())
@@ -97,6 +98,12 @@ class RewardExamination(Examination):
         )
         self.x = x[finite]
         return None if good is False else y[finite]
+
+    def parts(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the values of each part of a sum: its weight hides how a part was rounded."""
+        if not isinstance(self.reward, Weighted):
+            return [y]
+        return [part(x.clone()).detach() for _, part in self.reward.parts]
 
     def unchanged(self) -> None:
         changed = self.reward.changes_input(self.x)

@@ -4,9 +4,23 @@ if __name__ != "invguide.solvers":
     raise ImportError("import this package as 'invguide.solvers'")
 
 from invguide.solvers.diffpir import DiffPIR
+from invguide.solvers.dpg import DPG
 from invguide.solvers.dps import DPS
+from invguide.solvers.dps_zeroth_order import DPSZerothOrder
+from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.red_diff import REDDiff
+from invguide.solvers.scg import SCG
 from invguide.solvers.unconditional import Unconditional
 
-__all__ = ["DPS", "HQS", "DiffPIR", "REDDiff", "Unconditional"]
+__all__ = [
+    "DPG",
+    "DPS",
+    "HQS",
+    "SCG",
+    "DPSZerothOrder",
+    "DiffPIR",
+    "FeynmanKac",
+    "REDDiff",
+    "Unconditional",
+]

@@ -16,6 +16,7 @@ from invguide.reverse import ddim
 from invguide.rng import Noise
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
+from invguide.strength import adaptive_strength, share_to_top
 
 WEIGHTS = ("adaptive", "likelihood", "official")
 
@@ -102,23 +103,15 @@ class DPS(Solver[DPSState]):
 
     def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
         """Factor of the gradient that is added to D, (B,)."""
-        strength = torch.full_like(guidance.chi2, self.guidance_scale * a**2)
         if self.weight == "likelihood":
-            return strength
-        chi2, size = guidance.chi2, problem.prior.sigma_data
-        open_variance = a**2 * size**2 / (a**2 + size**2)
-        rayleigh = inner(guidance.slope, guidance.slope) / (chi2 * problem.measurement_size)
-        # A reward, or a likelihood without a noise level, has no chi2 (NaN) and is taken as it is.
-        strength = strength / (
-            1 + torch.nan_to_num(torch.minimum(chi2, open_variance * rayleigh), nan=0.0)
-        )
-        # A parabola through the log target at D and at the full step, with its slope at D, has its top at `best`.
+            return torch.full_like(guidance.chi2, self.guidance_scale * a**2)
+        slope_square = inner(guidance.slope, guidance.slope)
+        strength = adaptive_strength(problem, guidance.chi2, slope_square, a, self.guidance_scale)
+        # A parabola through the log target at D and at the full step, with its slope at D.
         full = guidance.denoised + per_sample(strength, guidance.gradient) * guidance.gradient
         rise = problem.evaluate(full)[0] - guidance.log_prob
         linear = strength * inner(guidance.slope, guidance.gradient)
-        best = torch.nan_to_num(0.5 * linear / (linear - rise).clamp_min(1e-12), nan=1.0)
-        taken = 1 - b**2 / a**2
-        return strength * (best / taken).clamp(0.0, 1.0)
+        return strength * share_to_top(linear, linear - rise, a, b)
 
     def _official_shift(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
         sigma_y = problem.require_sigma_y("DPS(weight='official')")

@@ -1,0 +1,46 @@
+"""How far to move D along a guidance gradient: a step that needs no tuning, shared by DPS and its kin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from invguide.problem import Problem
+
+
+def open_variance(problem: Problem, a: float) -> float:
+    """Variance that level a leaves open in data of the prior's size s, a^2 s^2 / (a^2 + s^2); normalised units."""
+    size = problem.prior.sigma_data
+    return a**2 * size**2 / (a**2 + size**2)
+
+
+def adaptive_strength(
+    problem: Problem, chi2: Tensor, slope_square: Tensor, a: float, scale: float
+) -> Tensor:
+    """Factor of the gradient that takes the uncertainty of D into account, scale a^2 / N, (B,).
+
+    N = 1 + min(chi2, r^2 |h|^2 / (m chi2)) estimates by how much the residual varies beyond its noise, twice: as the
+    measurement itself tells, and from what level a leaves open, r^2, seen through the operator: |h|^2 / (m chi2) is
+    the Rayleigh quotient of A A^T / sigma_y^2 at the residual, with m measurements.
+
+    Args:
+        problem: Prior and target.
+        chi2: At D, (B,).
+        slope_square: |h|^2, h = d log target / d D, (B,).
+        a: Noise level.
+        scale: 1 is meant for every operator.
+    """
+    rayleigh = slope_square / (chi2 * problem.measurement_size)
+    # A reward, or a likelihood without a noise level, has no chi2 (NaN) and is taken as it is.
+    excess = torch.nan_to_num(torch.minimum(chi2, open_variance(problem, a) * rayleigh), nan=0.0)
+    return torch.full_like(chi2, scale * a**2) / (1 + excess)
+
+
+def share_to_top(linear: Tensor, drop: Tensor, a: float, b: float) -> Tensor:
+    """Share of a step at which f(share) = f(0) + linear share - drop share^2 is highest, in [0, 1], (B,).
+
+    The reverse step from a to b takes only 1 - b^2 / a^2 of what is added to D, which is made up for.
+    """
+    best = torch.nan_to_num(0.5 * linear / drop.clamp_min(1e-12), nan=1.0)
+    taken = 1 - b**2 / a**2
+    return (best / taken).clamp(0.0, 1.0)
