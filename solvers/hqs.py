@@ -48,8 +48,8 @@ class HQS(Solver[HQSState]):
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
 
     num_steps: int = 30
-    lam: float = 0.23
-    sigma_start: float = 1.0
+    lam: float = 0.19
+    sigma_start: float = 0.7
     sigma_end: float = 0.05
 
     def __post_init__(self) -> None:
