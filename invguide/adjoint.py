@@ -14,36 +14,42 @@ number of steps. Only one network graph is alive at any time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from invguide.errors import InputError, ShapeError
+from invguide.forward_operator import norm
 from invguide.prior import Prior
-from invguide.problem import Problem
+from invguide.problem import Guidance, Problem
 from invguide.tableaus import Step, make_steps
 
 # ---- forwards and backwards
 
 Denoiser = Callable[[Tensor, float], Tensor]
-Memory = list[
-    tuple[Tensor, list[Tensor], Tensor | None]
-]  # of each step: start, denoised signals, D_prev
+
+
+class Kept(NamedTuple):
+    """What the way back needs of a step; states are small beside a network graph."""
+
+    x: Tensor  # at its start
+    denoised: list[Tensor]  # D_i of all its stages but the last
+    samples: list[Tensor]  # a few values of every D_i, to know it again
 
 
 def _run(
     denoise: Denoiser, x: Tensor, previous: Tensor | None, steps: Sequence[Step]
-) -> tuple[Tensor, Memory]:
-    memory: Memory = []
+) -> tuple[Tensor, Tensor | None, list[Kept]]:
+    memory: list[Kept] = []
     for step in steps:
         denoised: list[Tensor] = []
         for level, point in zip(step.levels, step.points, strict=True):
-            denoised.append(denoise(point(x, denoised, previous), level))
-        memory.append((x, denoised, previous))
+            denoised.append(denoise(point(x, denoised), level))
+        memory.append(Kept(x, denoised[:-1], [_sample(d) for d in denoised]))
         x, previous = step.end(x, denoised, previous), denoised[0]
-    return x, memory
+    return x, previous, memory
 
 
 class _Rollout(torch.autograd.Function):
@@ -59,52 +65,58 @@ class _Rollout(torch.autograd.Function):
         x: Tensor,
         *_: Tensor,  # the tensors of wrt again, so that autograd sees them
     ) -> Tensor:
-        end, memory = _run(denoise, x, None, steps)
         ctx.denoise, ctx.steps, ctx.every, ctx.wrt = denoise, steps, every, wrt
-        # States are small beside a network graph; with every > 1 only each segment's start is kept.
-        ctx.memory = memory if every == 1 else [(x, [], d) for x, _, d in memory[::every]]
-        return end
+        ctx.memory = []
+        previous = None
+        for start in range(0, len(steps), every):
+            begin = x, previous
+            x, previous, kept = _run(denoise, x, previous, steps[start : start + every])
+            ctx.memory.append(kept if every == 1 else begin)
+        # What is called again has to be called in the same precision.
+        kind = x.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         totals = [torch.zeros_like(t) for t in ctx.wrt]
         carried = None
-        for first in reversed(range(0, len(ctx.steps), ctx.every)):
-            steps = ctx.steps[first : first + ctx.every]
-            memory = ctx.memory[first // ctx.every]
-            if ctx.every > 1:
-                with torch.no_grad():
-                    _, segment = _run(ctx.denoise, memory[0], memory[2], steps)
-            else:
-                segment = [memory]
-            for step, known in zip(reversed(steps), reversed(segment), strict=True):
-                bar, carried = _pull_back(ctx.denoise, step, *known, bar, carried, ctx.wrt, totals)
+        kind, dtype, enabled = ctx.autocast
+        with torch.autocast(kind, dtype, enabled):
+            for start in reversed(range(0, len(ctx.steps), ctx.every)):
+                steps = ctx.steps[start : start + ctx.every]
+                kept = ctx.memory[start // ctx.every]
+                if ctx.every > 1:
+                    with torch.no_grad():
+                        kept = _run(ctx.denoise, kept[0], kept[1], steps)[2]
+                for step, known in zip(reversed(steps), reversed(kept), strict=True):
+                    bar, carried = _pull_back(
+                        ctx.denoise, step, known, bar, carried, ctx.wrt, totals
+                    )
         return None, None, None, None, bar, *totals
 
 
 def _pull_back(
     denoise: Denoiser,
     step: Step,
-    x: Tensor,
-    denoised: list[Tensor],
-    previous: Tensor | None,
+    known: Kept,
     bar: Tensor,
     carried: Tensor | None,
     wrt: Sequence[Tensor],
     totals: list[Tensor],
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Carry the gradient of one step's end (`bar`) and of its first D (`carried`) back to its start and to D_prev."""
     bars = [q * bar for q in step.end.q]
     if carried is not None:
         bars[0] = bars[0] + carried
-    x_bar, previous_bar = step.end.p * bar, step.end.r * bar
+    x_bar = step.end.p * bar
     for i in reversed(range(len(step.levels))):
         row = step.points[i]
         with torch.enable_grad():
-            point = row(x, denoised[:i], previous).detach().requires_grad_()
+            point = row(known.x, known.denoised[:i]).detach().requires_grad_()
             again = denoise(point, step.levels[i])
-        _check_deterministic(again.detach(), denoised[i])
+        _check_deterministic(_sample(again.detach()), known.samples[i])
         if not again.requires_grad:
             continue  # a prior that does not look at x
         found = torch.autograd.grad(again, (point, *wrt), bars[i], allow_unused=True)
@@ -113,16 +125,21 @@ def _pull_back(
                 total += part
         if (point_bar := found[0]) is not None:
             x_bar = x_bar + row.p * point_bar
-            previous_bar = previous_bar + row.r * point_bar
             for j, q in enumerate(row.q):
                 bars[j] = bars[j] + q * point_bar
-    return x_bar, None if previous is None else previous_bar
+    return x_bar, step.end.r * bar
+
+
+def _sample(denoised: Tensor) -> Tensor:
+    """About 64 values of each row, (B, m)."""
+    rows = denoised.flatten(1)
+    return rows[:, :: max(1, rows.shape[1] // 64)].clone()
 
 
 def _check_deterministic(again: Tensor, first: Tensor) -> None:
-    # A GPU may add in another order; dropout or fresh noise differ by far more.
+    # A GPU may add in another order; dropout or fresh noise differ by far more. NaN is for the caller to find.
     limit = 1e-2 if again.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    if not bool((again - first).norm() <= limit * first.norm() + 1e-12):
+    if bool((norm(again - first) > limit * norm(first) + 1e-12).any()):
         raise InputError(
             "the denoiser gave two answers for the same x and sigma, so the roll-out has no gradient; put the network "
             "in evaluation mode (dropout off), or take the randomness out of it"
@@ -160,7 +177,12 @@ def rollout(
     Raises:
         InputError: No roll-out, an unknown method, or (in backward) a denoiser that is not deterministic.
     """
-    steps = make_steps(torch.as_tensor(sigmas, dtype=torch.float64).tolist(), method)
+    levels = torch.as_tensor(sigmas, dtype=torch.float64)
+    if levels.ndim != 1:
+        raise ShapeError(
+            f"sigmas has shape {tuple(levels.shape)}; expected n + 1 levels, (n + 1,)"
+        )
+    steps = make_steps(levels.tolist(), method)
     if checkpoint_every < 1:
         raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
     for tensor in wrt:
@@ -180,13 +202,40 @@ def rollout_in(
     problem: Problem, x: Tensor, sigmas: Sequence[float], method: str = "euler"
 ) -> Tensor:
     """`rollout` for solvers: with the prior and the conditions of a problem, whose counters go on."""
+    return _apply(_counted(problem, []), make_steps(sigmas, method), 1, (), x)
+
+
+def guide_through(
+    problem: Problem, x: Tensor, sigmas: Sequence[float], method: str = "euler"
+) -> tuple[Tensor, Guidance]:
+    """Return D(x; sigmas[0]), and `problem.guide` with the end of a roll-out in the place of D.
+
+    A single step to 0 is the denoiser itself. Else the network is called twice for each stage, once of them for a vjp.
+    """
+    if len(sigmas) == 2 and sigmas[1] == 0:
+        guidance = problem.guide(x, sigmas[0])
+        return guidance.denoised, guidance
+    seen: list[Tensor] = []
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        end = _apply(_counted(problem, seen), make_steps(sigmas, method), 1, (), x)
+    log_prob, chi2, slope = problem.gradient(end)
+    (gradient,) = torch.autograd.grad(end, x, slope)
+    return seen[0], Guidance(end.detach(), log_prob, chi2, slope, gradient)
+
+
+def _counted(problem: Problem, seen: list[Tensor]) -> Denoiser:
+    """Return the problem's denoiser; it puts its first result into `seen`."""
 
     def denoise(point: Tensor, level: float) -> Tensor:
         if torch.is_grad_enabled():  # backwards: its vjp follows
             problem.counters.vjp += len(point)
-        return problem.denoise(point, level)
+        denoised = problem.denoise(point, level)
+        if not seen:
+            seen.append(denoised)
+        return denoised
 
-    return _apply(denoise, make_steps(sigmas, method), 1, (), x)
+    return denoise
 
 
 def _apply(
@@ -197,6 +246,29 @@ def _apply(
     return end
 
 
+@overload
+def rollout_gradient(
+    prior: Prior,
+    x: Tensor,
+    sigmas: Sequence[float] | Tensor,
+    loss: Callable[[Tensor], Tensor],
+    method: str = "euler",
+    *,
+    condition: dict[str, Tensor] | None = None,
+    checkpoint_every: int = 1,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rollout_gradient(
+    prior: Prior,
+    x: Tensor,
+    sigmas: Sequence[float] | Tensor,
+    loss: Callable[[Tensor], Tensor],
+    method: str = "euler",
+    *,
+    condition: dict[str, Tensor] | None = None,
+    wrt: Sequence[Tensor],
+    checkpoint_every: int = 1,
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
 def rollout_gradient(
     prior: Prior,
     x: Tensor,
@@ -241,8 +313,11 @@ def rollout_gradient(
             checkpoint_every=checkpoint_every,
         )
         value = check_loss(loss, end)
-        gradient, *others = torch.autograd.grad(value.sum(), (x, *wrt))
-    value, gradient = value.detach(), gradient.detach()
+        slope, gradient, *others = torch.autograd.grad(
+            value.sum(), (end, x, *wrt), allow_unused=True
+        )
+    _check_slope(slope)
+    value = value.detach()
     return (value, gradient, tuple(others)) if wrt else (value, gradient)
 
 
@@ -266,13 +341,30 @@ def check_loss(loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
         )
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).nonzero()[0])
+        cause = (
+            ""
+            if bool(torch.isfinite(x0[bad]).all())
+            else ", but the roll-out's end is not finite itself"
+        )
         raise InputError(
-            f"the loss of sample {bad} is {value[bad].item()}; expected a finite number for every clean signal"
+            f"the loss of sample {bad} is {value[bad].item()}; expected a finite number for every clean signal{cause}"
         )
     if not value.requires_grad:
+        _check_slope(None)
+    return value
+
+
+def _check_slope(slope: Tensor | None) -> None:
+    """Raise InputError unless the loss has a gradient where the roll-out ends."""
+    if slope is None:
         raise InputError(
             "the gradient of the loss is None: it is constant, or detached from its input (numpy, detach, argmax, "
             "no_grad); use differentiable torch operations, or as_reward(function, differentiable=False) and a solver "
             "for black boxes: SCG, FeynmanKac, DPSZerothOrder"
         )
-    return value
+    bad = ~torch.isfinite(slope.flatten(1)).all(1)
+    if bool(bad.any()):
+        raise InputError(
+            f"the gradient of the loss of sample {int(bad.nonzero()[0])} is not finite, though its value is (a square "
+            f"root or norm at 0?); add a small number before the root, or clamp"
+        )

@@ -2,7 +2,7 @@
 
 Every step of every method is a short list of denoiser calls at points that are linear in what is known:
 
-    X_i = p_i x + sum_{j<i} q_ij D_j + r_i D_prev,    D_i = D(X_i; s_i),    x' = p x + sum_j q_j D_j + r D_prev,
+    X_i = p_i x + sum_{j<i} q_ij D_j,    D_i = D(X_i; s_i),    x' = p x + sum_j q_j D_j + r D_prev,
 
 D_prev being the first denoised signal of the step before (multistep methods only).
 """
@@ -26,9 +26,11 @@ class Row(NamedTuple):
     q: tuple[float, ...]
     r: float = 0.0
 
-    def __call__(self, x: Tensor, denoised: Sequence[Tensor], previous: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, denoised: Sequence[Tensor], previous: Tensor | None = None
+    ) -> Tensor:
         total = self.p * x
-        for weight, image in zip(self.q, denoised, strict=False):
+        for weight, image in zip(self.q, denoised, strict=True):
             total = total + weight * image
         return total if previous is None or self.r == 0 else total + self.r * previous
 
