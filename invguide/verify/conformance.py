@@ -8,7 +8,7 @@ from typing import Any
 
 from invguide.errors import InputError, suggest
 from invguide.solver import Solver
-from invguide.solvers import SCG
+from invguide.solvers.scg import SCG
 from invguide.verify.black_box import black_box_targets
 from invguide.verify.black_box_table import BlackBoxRow, is_black_box, verify_black_box
 from invguide.verify.table import Row, Table, named, verify
