@@ -7,6 +7,8 @@ from invguide.solvers.diffpir import DiffPIR
 from invguide.solvers.dpg import DPG
 from invguide.solvers.dps import DPS
 from invguide.solvers.dps_zeroth_order import DPSZerothOrder
+from invguide.solvers.eki import EKI
+from invguide.solvers.enkg import EnKG
 from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.red_diff import REDDiff
@@ -16,10 +18,12 @@ from invguide.solvers.unconditional import Unconditional
 __all__ = [
     "DPG",
     "DPS",
+    "EKI",
     "HQS",
     "SCG",
     "DPSZerothOrder",
     "DiffPIR",
+    "EnKG",
     "FeynmanKac",
     "REDDiff",
     "Unconditional",
