@@ -1,0 +1,68 @@
+"""Preprocess: from images in [0, 1] to what a network was trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from invguide.errors import InputError, ShapeError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """(resize(x) - mean) / std, a `transform` of rewards that ask a network.
+
+    Resizing is bilinear, antialiased and changes the proportions where they differ. A picture of one channel is
+    repeated along the channels of mean and std.
+
+    Args:
+        mean: One per channel, data units; (0.5, 0.5, 0.5) with the same std for networks of [-1, 1].
+        std: One per channel, data units.
+        size: Height and width, or one number for both; None: as it comes.
+
+    Raises:
+        InputError: A mean, std or size that cannot be.
+        ShapeError: Images whose channels are neither one nor as many as mean.
+
+    Example:
+        >>> import torch
+        >>> Preprocess.imagenet(32)(torch.rand(2, 1, 20, 20)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    size: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean)):
+            raise InputError(
+                f"mean is {mean} and std {std}; expected one finite number per channel in each"
+            )
+        if not all(0 < s < math.inf for s in std):
+            raise InputError(f"std is {std}; expected numbers above 0")
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise InputError(f"size is {self.size}; expected pixels, or a pair (height, width)")
+        for name, value in (("mean", mean), ("std", std), ("size", size)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def imagenet(cls, size: int | tuple[int, int] | None = 224) -> Preprocess:
+        """Return the statistics that networks trained on ImageNet expect, those of torchvision and timm too."""
+        return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        channels = len(self.mean)
+        if x.ndim != 4 or (channels > 1 and x.shape[1] not in (1, channels)):
+            raise ShapeError(
+                f"{self!r} was given a batch of shape {tuple(x.shape)}; expected images (N, C, H, W), C {channels} or 1"
+            )
+        if self.size is not None:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        mean, std = (x.new_tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
