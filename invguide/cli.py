@@ -289,6 +289,13 @@ def restore(
         bool,
         typer.Option("--arrays", help="Also write samples.npy, mean.npy, std.npy and chi2.npy."),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="A folder: processes, each with its own prior, and GPU if there are."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A folder: address of a dask scheduler, for many machines.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
 ) -> None:
     """Restore a picture, or every picture of a folder.
@@ -300,6 +307,11 @@ def restore(
 
     if not source.exists():
         raise InputError(f"no such file or folder: {source}")
+    farmed = workers is not None or scheduler is not None
+    if farmed and not source.is_dir():
+        raise InputError(f"--workers and --scheduler are for a folder, and {source} is a file")
+    if workers is not None and scheduler is not None:
+        raise InputError("both --workers and --scheduler are given; give one")
     options = _options(
         mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
     )
@@ -319,7 +331,14 @@ def restore(
         if restore_picture(job, source, out, resume=resume) is not None:
             say(f"  written to {out}")
         return
-    rows = restore_folder(job, source, out, overwrite=overwrite)
+    if farmed:
+        from invguide.farm import restore_on_workers
+
+        rows = restore_on_workers(
+            job, source, out, workers=workers, scheduler=scheduler, overwrite=overwrite
+        )
+    else:
+        rows = restore_folder(job, source, out, overwrite=overwrite)
     say("")
     _print_table(
         ("picture", "outcome", "chi2", "seconds", ""),

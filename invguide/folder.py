@@ -49,8 +49,8 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Row]:
-    """Restore every picture of a folder into a sub-folder of its own; what is done is skipped, failures do not stop it.
+def plan_folder(job: Job, folder: Path, out: Path, overwrite: bool) -> dict[Path, Path]:
+    """Return each picture of a folder and the sub-folder of `out` that it is restored into.
 
     Raises:
         CheckpointError: A picture was finished under other settings, and overwrite is off.
@@ -68,14 +68,25 @@ def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False
                     f"{place} holds a run with other settings ({compare_settings(there, here, different)}); "
                     f"{WAYS}, or --overwrite"
                 )
+    return places
+
+
+def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Row]:
+    """Restore every picture of a folder into a sub-folder of its own; what is done is skipped, failures do not stop it.
+
+    Raises:
+        CheckpointError: A picture was finished under other settings, and overwrite is off.
+    """
     rows = []
+    places = plan_folder(job, folder, out, overwrite)
     for i, (path, place) in enumerate(places.items(), 1):
         job.say(f"[{i} of {len(places)}]")
-        rows.append(_restore_guarded(job, path, place, overwrite))
+        rows.append(restore_guarded(job, path, place, overwrite))
     return rows
 
 
-def _restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
+def restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
+    """Restore one picture of a folder; what goes wrong with it is the outcome."""
     try:
         result = restore_picture(job, path, place, resume=not overwrite)
     except RunError as error:

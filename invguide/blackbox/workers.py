@@ -13,7 +13,7 @@ import hashlib
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -131,18 +131,27 @@ class Threads(Here):
 class _Worker(NamedTuple):
     executor: Any
     ready: Future[Any]
+    environment: dict[str, str]
 
 
 class Processes:
     """Local processes, each one a loky pool of its own.
 
     So it is known whose call a worker died of, it takes no other call with it, and a hung one can be killed alone.
+
+    Args:
+        count: How many.
+        packed: What they run.
+        environments: Variables set in a process from its start, such as its GPU; of several, each new process gets
+            those that the fewest living ones have.
     """
 
     shared = False
 
-    def __init__(self, count: int, packed: Packed) -> None:
-        self.capacity = count
+    def __init__(
+        self, count: int, packed: Packed, environments: Sequence[dict[str, str]] = ({},)
+    ) -> None:
+        self.capacity, self.environments = count, environments
         self.prepare = ByValue(partial(work.prepare, *packed, os.getpid()))
         self.entry = ByValue(
             partial(work.remote, packed.digest, b"")
@@ -165,15 +174,17 @@ class Processes:
     def _start(self) -> _Worker:
         from loky.process_executor import ProcessPoolExecutor
 
-        executor = ProcessPoolExecutor(1, initializer=self.prepare)
-        return _Worker(executor, executor.submit(self.entry, None))
+        living = [worker.environment for worker in (*self.idle, *self.busy.values())]
+        environment = min(self.environments, key=living.count)
+        executor = ProcessPoolExecutor(1, initializer=self.prepare, env=environment)
+        return _Worker(executor, executor.submit(self.entry, None), environment)
 
     def _release(self, future: Future[work.Reply]) -> None:
         worker = self.busy.pop(future, None)
         if worker is None or future.exception() is not None:
             return  # given up, or dead
         if future.result()[0] == "unready":
-            worker = _Worker(worker.executor, worker.executor.submit(self.torch))
+            worker = worker._replace(ready=worker.executor.submit(self.torch))
         self.idle.append(worker)
 
     def ready(self, future: Future[work.Reply]) -> bool:
