@@ -55,6 +55,10 @@ assert {"panel.png", "manifest.json", "samples.npy"} <= {p.name for p in __impor
 assert result.samples.shape == (1, 4, 3, 64, 64), result.samples.shape
 assert torch.isfinite(result.samples).all()
 """,
+    """
+assert result.samples.shape == (1, 200, 8), result.samples.shape
+assert abs(result.weights.sum() - 1) < 1e-5
+""",
 )
 
 
@@ -99,7 +103,11 @@ def test_python_runs(index: int, tmp_path: Path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    printed = ("4 of 4 samples finished; chi2", "FunctionOperator(<lambda>): fit for use")
+    printed = (
+        "4 of 4 samples finished; chi2",
+        "FunctionOperator(<lambda>): fit for use",
+        "'workers': 2",
+    )
     assert printed[index] in done.stdout
 
 
