@@ -23,8 +23,10 @@ from invguide.reward import Reward, as_reward
 from invguide.rng import Noise
 from invguide.solver import Solver, missing_abilities
 
-# What `solver="auto"` tries, best measured first (README, table of restorations).
-AUTO = ("HQS", "RED-diff", "DPS")
+# What `solver="auto"` tries for a measurement and for a reward, best measured first (README: restoration, verify).
+AUTO = ("HQS", "RED-diff", "DPS", "EnKG", "FeynmanKac", "DPS-zeroth-order")
+AUTO_REWARD = ("DPS", "FeynmanKac", "SCG")
+SMALLEST_ENSEMBLE = 32  # for fewer samples, "auto" takes a method that draws them one by one
 
 
 def load_prior(where: str | Path | Prior) -> Prior:
@@ -59,18 +61,18 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def choose_solver(problem: Problem) -> Solver[Any]:
-    """Return the best measured solver that this problem allows, with its defaults."""
-    for name in AUTO:
+def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[Any]:
+    """Return the best measured solver that this problem allows, with its defaults; no ensemble for few samples."""
+    few = num_samples is not None and num_samples < SMALLEST_ENSEMBLE
+    for name in AUTO_REWARD if problem.likelihood is None else AUTO:
         solver = make_solver(name)
+        if few and solver.requires.ensemble:
+            continue
         if not missing_abilities(solver.requires, problem):
             return solver
-    for _name, kind in sorted(Solver.registry.items()):
-        if kind.requires.target != "none" and not missing_abilities(kind.requires, problem):
-            return kind()
     raise CompatibilityError(
-        "no solver at hand works on this problem: the operator or reward is a black box; make it differentiable "
-        "(torch operations only), or give a solver object made for black boxes"
+        "no solver at hand works on this problem; make the operator or reward differentiable (torch operations only), "
+        "or give a solver object"
     )
 
 
@@ -80,7 +82,7 @@ def _solver_for(
     """Resolve "auto" and names; an ensemble method that was not given as an object takes num_samples as its size."""
     if isinstance(solver, Solver):
         return solver
-    chosen = choose_solver(problem) if solver == "auto" else make_solver(solver)
+    chosen = choose_solver(problem, num_samples) if solver == "auto" else make_solver(solver)
     if chosen.requires.ensemble and num_samples is not None:
         return replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
     return chosen

@@ -251,9 +251,10 @@ class _Loop:
     def _finish(self, chunk: _Chunk, part: Problem) -> None:
         x0 = self.solver.estimate(chunk.state)
         log_prob, chi2 = part.evaluate(x0)
-        self._check_outcome(chunk, part, x0, log_prob, chi2)
-        data = part.prior.to_data(x0)
         log_weights = self.solver.log_weights(chunk.state)
+        weights = torch.zeros_like(log_prob) if log_weights is None else log_weights
+        self._check_outcome(chunk, part, x0, log_prob, chi2, torch.softmax(weights, 0))
+        data = part.prior.to_data(x0)
         for i, (b, s) in enumerate(chunk.rows):
             if (b, s) in self.progress.status:
                 continue
@@ -264,9 +265,18 @@ class _Loop:
             self.progress.status[(b, s)] = "ok"
 
     def _check_outcome(
-        self, chunk: _Chunk, part: Problem, x0: Tensor, log_prob: Tensor, chi2: Tensor
+        self,
+        chunk: _Chunk,
+        part: Problem,
+        x0: Tensor,
+        log_prob: Tensor,
+        chi2: Tensor,
+        weights: Tensor,
     ) -> None:
-        """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all."""
+        """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all.
+
+        Of an ensemble, members of next to no weight may be anywhere, and the bad ones are dropped unless they are most.
+        """
         typical = self.problem.prior.sigma_data
         rms = x0.square().flatten(1).mean(1).sqrt()
         lost = ~(rms < 5 * typical)
@@ -279,6 +289,10 @@ class _Loop:
                 reference[rows] = part.rows(rows[:1]).evaluate(torch.zeros_like(x0[:1]))[1]
             # chi2 scatters where measurements are few.
             lost |= chi2 > 2 * reference.clamp_min(5 + 200 / part.likelihood.y[0].numel())
+        drop = self.on_nonfinite == "drop"
+        if self.solver.requires.ensemble:
+            lost &= weights > 1e-3 / len(weights)
+            drop |= bool(weights[lost].sum() < 0.5)
         for i in lost.nonzero().flatten().tolist():
             b, s = chunk.rows[i]
             text = (
@@ -287,7 +301,7 @@ class _Loop:
                 f"log target {log_prob[i].item():.3g} "
                 f"and chi2 {chi2[i].item():.3g} (a blank signal: {reference[i].item():.3g}). {self._cause()}"
             )
-            if self.on_nonfinite == "raise":
+            if not drop:
                 raise DivergenceError(text)
             self.progress.status[(b, s)] = "dropped: " + text
 
@@ -300,7 +314,7 @@ class _Loop:
 
     def _cause(self) -> str:
         scale = self.solver.settings.get("guidance_scale")
-        if scale is not None:
+        if scale:
             return (
                 f"Likely cause: guidance_scale={scale:g} is too large for this operator and sigma_y; "
                 f"try {scale / 10:g}."

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
+from invguide.api import choose_solver
 from invguide.errors import DivergenceError, InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
@@ -235,3 +236,60 @@ def test_whitened_residuals_give_the_likelihood() -> None:
     assert torch.allclose(r, torch.full((2, 6), -0.5), atol=1e-5)
     with pytest.raises(InputError, match="LogDensity tells no standard deviation"):
         Likelihood(Identity(), x, LogDensity(lambda p, y: -(p - y).abs().sum(1))).whitened(x)
+
+
+# ---- how an ensemble ends
+
+
+class Stray(Crowd):
+    """Ends with some members far outside of the data; the rest as they should be."""
+
+    def estimate(self, state: CrowdState) -> Tensor:
+        outside = torch.arange(len(state.x)) < self.strays
+        return torch.where(outside[:, None], 100.0, 0.3 + 0.01 * state.x)
+
+    strays = 1
+
+    def log_weights(self, state: CrowdState) -> Tensor:
+        return torch.zeros(len(state.x))
+
+
+def test_a_bad_member_is_dropped_and_the_ensemble_kept() -> None:
+    result = driver.run(Stray(), problem(), progress=False)
+    assert result.finished[0].tolist() == [False, True, True, True, True]
+    assert "dropped: Stray diverged: sample 0" in result.status[0][0]
+    assert (result.mean - 0.3).abs().max() < 0.1
+
+
+def test_an_ensemble_of_mostly_bad_members_is_refused() -> None:
+    class Lost(Stray):
+        strays = 3
+
+    with pytest.raises(DivergenceError, match="Lost diverged: sample 0"):
+        driver.run(Lost(), problem(), progress=False)
+
+
+def test_a_bad_member_without_weight_does_not_matter() -> None:
+    class Light(Stray):
+        strays = 4
+
+        def log_weights(self, state: CrowdState) -> Tensor:
+            return torch.where(torch.arange(len(state.x)) < 4, -30.0, 0.0)
+
+    result = driver.run(Light(), problem(), progress=False)
+    assert bool(result.finished.all())
+    assert (result.mean - 0.3).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "name"), [(None, "EnKG"), (64, "EnKG"), (2, "DPSZerothOrder")]
+)
+def test_auto_for_a_black_box(num_samples: int | None, name: str) -> None:
+    assert type(choose_solver(problem(Failing(9.0)), num_samples)).__name__ == name
+
+
+@pytest.mark.parametrize(("num_samples", "name"), [(None, "FeynmanKac"), (8, "SCG")])
+def test_auto_for_a_rule(num_samples: int | None, name: str) -> None:
+    rule = as_reward(lambda x: x[:, 0], differentiable=False)
+    target = Problem(Recorder(), reward=rule, shape=(2,))
+    assert type(choose_solver(target, num_samples)).__name__ == name
