@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invguide.problem import Problem
+from invguide.forward_operator import inner, norm
+from invguide.prior import per_sample
+from invguide.problem import Guidance, Problem
 
 
 def open_variance(problem: Problem, a: float) -> float:
@@ -44,3 +46,23 @@ def share_to_top(linear: Tensor, drop: Tensor, a: float, b: float) -> Tensor:
     best = torch.nan_to_num(0.5 * linear / drop.clamp_min(1e-12), nan=1.0)
     taken = 1 - b**2 / a**2
     return (best / taken).clamp(0.0, 1.0)
+
+
+def guided_strength(
+    problem: Problem, guidance: Guidance, a: float, b: float, scale: float
+) -> Tensor:
+    """Factor of `guidance.gradient` that is added to D, (B,): `adaptive_strength` within two bounds.
+
+    D moves no farther than a draw of x0 under level a alone would lie from it, three standard deviations included: the
+    slope of a reward or of a nonlinear operator (clipping, JPEG) holds nearby only. And never beyond the top of a
+    parabola through the log target at D and at the full step, with its slope at D.
+    """
+    gradient = guidance.gradient
+    slope_square = inner(guidance.slope, guidance.slope)
+    strength = adaptive_strength(problem, guidance.chi2, slope_square, a, scale)
+    longest = open_variance(problem, a) ** 0.5 * (gradient[0].numel() ** 0.5 + 3)
+    strength = torch.minimum(strength, longest / norm(gradient).clamp_min(1e-30))
+    full = guidance.denoised + per_sample(strength, gradient) * gradient
+    rise = problem.evaluate(full)[0] - guidance.log_prob
+    linear = strength * inner(guidance.slope, gradient)
+    return strength * share_to_top(linear, linear - rise, a, b)

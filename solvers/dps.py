@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, suggest
-from invguide.forward_operator import inner
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import adaptive_strength, share_to_top
+from invguide.strength import guided_strength
 
 WEIGHTS = ("adaptive", "likelihood", "official")
 
@@ -53,7 +52,8 @@ class DPS(Solver[DPSState]):
         by chi2, as the measurement itself tells, and by the variance r^2 that level a leaves open in data of size s
         (as in PiGDM), with |h|^2 / (m chi2) the Rayleigh quotient of A A^T / sigma_y^2 at the residual; both per
         sample, with m measurements. The step never carries x beyond the best point along g, found by one more call
-        of the operator, so any guidance_scale of 1 or more is stable, and 1 is meant for every operator.
+        of the operator, so any guidance_scale of 1 or more is stable, and 1 is meant for every operator; nor farther
+        than level a leaves open, since slopes of nonlinear operators hold nearby only. For a reward N = 1.
         "likelihood" is the equation of the paper without its step-size heuristic (eq. 11-12).
         "official" is the released step: a gradient of the plain norm, in the scaled coordinates of a
         variance-preserving network, here in ours; the norm is per sample, the result is the last D.
@@ -105,13 +105,7 @@ class DPS(Solver[DPSState]):
         """Factor of the gradient that is added to D, (B,)."""
         if self.weight == "likelihood":
             return torch.full_like(guidance.chi2, self.guidance_scale * a**2)
-        slope_square = inner(guidance.slope, guidance.slope)
-        strength = adaptive_strength(problem, guidance.chi2, slope_square, a, self.guidance_scale)
-        # A parabola through the log target at D and at the full step, with its slope at D.
-        full = guidance.denoised + per_sample(strength, guidance.gradient) * guidance.gradient
-        rise = problem.evaluate(full)[0] - guidance.log_prob
-        linear = strength * inner(guidance.slope, guidance.gradient)
-        return strength * share_to_top(linear, linear - rise, a, b)
+        return guided_strength(problem, guidance, a, b, self.guidance_scale)
 
     def _official_shift(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
         sigma_y = problem.require_sigma_y("DPS(weight='official')")

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from invguide import driver
+from invguide.api import load_prior
+from invguide.demo import PHOTO
 from invguide.errors import InputError
+from invguide.forward_operator import Operator
+from invguide.images import read_picture
+from invguide.likelihood import Likelihood
+from invguide.operators import HDR, JPEG
 from invguide.problem import Guidance, Problem
 from invguide.schedule import make_sigmas
 from invguide.solver import Solver
@@ -262,3 +268,16 @@ def test_solvers_are_values_with_full_docstrings(name: str) -> None:
 def test_constructors_validate(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("operator", [HDR(), JPEG(quality=20)], ids=["HDR", "JPEG"])
+def test_dps_survives_operators_whose_slopes_hold_nearby_only(operator: Operator) -> None:
+    """Clipping and quantisation: without the bound on its step, DPS lost these samples at high noise levels."""
+    x = read_picture(PHOTO).values[..., 64:96, 64:96]
+    y = operator(x) + 0.025 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    problem = Problem(
+        load_prior("natural-tiny"), Likelihood(operator, y, 0.025), shape=(3, 32, 32)
+    )
+    result = driver.run(DPS(num_steps=30), problem, 2, progress=False)
+    blank = Likelihood(operator, y, 0.025).chi2(torch.full_like(x, 0.5))
+    assert (result.chi2 < 0.1 * blank).all()
