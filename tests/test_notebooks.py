@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     committed = nbformat.read(path, as_version=4)
     assert pictures(notebook) == pictures(committed) > 0
     printed = [o.text for o in outputs(notebook) if o.get("name") == "stderr"]
-    assert not [text for text in printed if "it/s" not in text]
+    # Progress bars only; a bar is wiped with blanks, which may come on their own.
+    assert not [text for text in printed if text.strip() and not re.search("it/s|s/it", text)]
 
 
 @each
