@@ -9,6 +9,7 @@ from invguide.solvers.dps import DPS
 from invguide.solvers.dps_zeroth_order import DPSZerothOrder
 from invguide.solvers.eki import EKI
 from invguide.solvers.enkg import EnKG
+from invguide.solvers.ensemble_twisted import EnsembleTwisted
 from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.red_diff import REDDiff
@@ -24,6 +25,7 @@ __all__ = [
     "DPSZerothOrder",
     "DiffPIR",
     "EnKG",
+    "EnsembleTwisted",
     "FeynmanKac",
     "REDDiff",
     "Unconditional",
