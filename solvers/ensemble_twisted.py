@@ -66,7 +66,8 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
         their size) and of x0 = D at sigma_min. Relative to these the mean of w f(x0) is unbiased for any ensemble, and
         with f = 1 the evidence; expectations, which are ratios, are off by order 1 / ensemble_size. A poor
         linearisation costs effective particles, and so do hundreds of measurements seen by tens of members: then the
-        ensemble descends from few ancestors, too narrow, far modes lost; runs of several seeds show it. Where calls fail for some x0 always, the target is what remains.
+        ensemble descends from few ancestors, too narrow, far modes lost; runs of several seeds show it. Where calls
+        fail for some x0 always, the target is what remains.
     """
 
     requires: ClassVar[Requires] = Requires(
