@@ -60,7 +60,7 @@ def survivors(*parts: Tensor) -> Tensor:
 
 
 def kalman_gain(anomalies: Tensor, innovations: Tensor, strength: float) -> Tensor:
-    """X~^T G = C_xr (C_rr + I / strength)^-1, solved in the smaller of measurement and ensemble space (push-through)."""
+    """X~^T G = C_xr (C_rr + I / strength)^-1, solved in measurement or ensemble space (push-through)."""
     size, m = anomalies.shape
     noise = size / strength
     if m <= size:

@@ -16,6 +16,11 @@ def open_variance(problem: Problem, a: float) -> float:
     return a**2 * size**2 / (a**2 + size**2)
 
 
+def reach(problem: Problem, a: float) -> float:
+    """How far a draw of x0 under level a alone lies from D, three standard deviations included; normalised units."""
+    return open_variance(problem, a) ** 0.5 * (torch.Size(problem.shape).numel() ** 0.5 + 3)
+
+
 def adaptive_strength(
     problem: Problem, chi2: Tensor, slope_square: Tensor, a: float, scale: float
 ) -> Tensor:
@@ -53,15 +58,13 @@ def guided_strength(
 ) -> Tensor:
     """Factor of `guidance.gradient` that is added to D, (B,): `adaptive_strength` within two bounds.
 
-    D moves no farther than a draw of x0 under level a alone would lie from it, three standard deviations included: the
-    slope of a reward or of a nonlinear operator (clipping, JPEG) holds nearby only. And never beyond the top of a
-    parabola through the log target at D and at the full step, with its slope at D.
+    D moves no farther than `reach`: the slope of a reward or of a nonlinear operator (clipping, JPEG) holds nearby
+    only. And never beyond the top of a parabola through the log target at D and at the full step, with its slope at D.
     """
     gradient = guidance.gradient
     slope_square = inner(guidance.slope, guidance.slope)
     strength = adaptive_strength(problem, guidance.chi2, slope_square, a, scale)
-    longest = open_variance(problem, a) ** 0.5 * (gradient[0].numel() ** 0.5 + 3)
-    strength = torch.minimum(strength, longest / norm(gradient).clamp_min(1e-30))
+    strength = torch.minimum(strength, reach(problem, a) / norm(gradient).clamp_min(1e-30))
     full = guidance.denoised + per_sample(strength, gradient) * gradient
     rise = problem.evaluate(full)[0] - guidance.log_prob
     linear = strength * inner(guidance.slope, gradient)

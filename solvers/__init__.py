@@ -14,7 +14,9 @@ from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.red_diff import REDDiff
 from invguide.solvers.scg import SCG
+from invguide.solvers.symplectic_adjoint import SymplecticAdjoint
 from invguide.solvers.unconditional import Unconditional
+from invguide.solvers.universal_guidance import UniversalGuidance
 
 __all__ = [
     "DPG",
@@ -28,5 +30,7 @@ __all__ = [
     "EnsembleTwisted",
     "FeynmanKac",
     "REDDiff",
+    "SymplecticAdjoint",
     "Unconditional",
+    "UniversalGuidance",
 ]

@@ -103,7 +103,7 @@ class EnKG(Solver[EnKGState]):
             )
         if not any(self.guided(k) for k in range(self.num_steps)):
             raise InputError(
-                f"none of num_steps={self.num_steps} is inside window={self.window}, the first never is; take more steps"
+                f"none of num_steps={self.num_steps} is inside window={self.window} (the first never is); take more"
             )
         if not (self.guidance_scale >= 0 and 0 <= self.decay <= 1 and self.inflation >= 1):
             raise InputError(

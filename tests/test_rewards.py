@@ -428,7 +428,7 @@ def test_good_rewards_pass_their_check(reward: Reward):
         (Column(), "runs"),
         (as_reward(lambda x: 1 / 0), "runs"),
     ],
-    ids=lambda value: value if isinstance(value, str) else repr(value),
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_planted_faults_are_found(reward: Reward, row: str):
     assert row in failed(reward)

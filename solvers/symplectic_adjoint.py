@@ -1,0 +1,147 @@
+"""Symplectic adjoint guidance: DPS whose clean estimate is an n-step roll-out in the place of one denoiser call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invguide.adjoint import guide_through
+from invguide.errors import InputError, suggest
+from invguide.forward_operator import norm
+from invguide.prior import per_sample
+from invguide.problem import Guidance, Problem
+from invguide.reverse import ddim, renoise
+from invguide.rng import Noise
+from invguide.schedule import Schedule
+from invguide.solver import Requires, Solver
+from invguide.strength import guided_strength
+from invguide.tableaus import METHODS
+
+WEIGHTS = ("adaptive", "likelihood", "normalised")
+
+
+class SymplecticAdjointState(NamedTuple):
+    x: Tensor  # (B, *shape) at the current level
+    denoised: Tensor  # (B, *shape), guided D of the last level visited
+
+
+class SymplecticAdjointInfo(NamedTuple):
+    sigma: float
+    chi2: Tensor  # (B,) of the clean estimate; NaN outside the window
+    log_prob: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class SymplecticAdjoint(Solver[SymplecticAdjointState]):
+    """Guide by the gradient through a short roll-out to a clean signal, exact and in the memory of one network call.
+
+    Algorithm, inside the window, num_recurrences times a step:
+        z = the end of a roll-out from x at level a to 0, in num_inner_steps through levels of the rest of the schedule
+        g = grad_x log p(y | z), by the symplectic adjoint;   h = grad_z log p(y | z)
+        adaptive:    D <- D(x; a) + min(guidance_scale a^2 / N, best step) g, as in DPS
+        likelihood:  D <- D(x; a) + guidance_scale a^2 g
+        normalised:  x' <- x' + guidance_scale (1 - b / a) |D - x| g / |g|
+        x' = DDIM_eta(x, D, a -> b);   again: x <- x' + sqrt(a^2 - b^2) n;   at last: x <- x'
+
+    Source:
+        Pan, Liew, Tan, Feng, Yan 2023, "Towards accurate guided diffusion sampling through symplectic adjoint method",
+        arXiv 2312.12030, alg. 1 and 2; official code HanshuYAN/AdjointDPM.
+
+    Differences:
+        "normalised" is the release's step, whose length ignores that of g: 0.2 times the guidance of the text there,
+        here a share of the step itself; and per sample, where the release has one length for a batch. By default the
+        strength is that of our DPS, and guidance goes on to the end: released, steps 30 to 69 of 100, two visits each.
+        num_inner_steps counts steps to level 0, and levels are met exactly; released, n grid points make n - 1 steps to
+        the last level of the schedule, and stages of higher methods are called at the nearest grid level.
+        One inner step is DPS.
+
+    Bias:
+        That of DPS, from one clean signal in the place of all that x leaves possible. z is sharper than D, so that a
+        reward which means nothing on a blurred signal is followed better, and so are measurements of data whose
+        variances differ; but far modes of a mixture are followed less well, and no number of inner steps makes the
+        gradient that of the posterior: `invguide bench guidance` prints it.
+    """
+
+    requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
+
+    num_steps: int = 50
+    num_inner_steps: int = 4
+    method: str = "euler"
+    guidance_scale: float = 1.0
+    weight: str = "adaptive"
+    window: tuple[float, float] = (0.0, 1.0)
+    num_recurrences: int = 1
+    eta: float = 1.0
+    schedule: Schedule = "karras"
+
+    def __post_init__(self) -> None:
+        if self.weight not in WEIGHTS:
+            raise InputError(
+                f"unknown SymplecticAdjoint weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
+            )
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}; {suggest(self.method, METHODS)}")
+        if not self.guidance_scale >= 0:
+            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
+        if self.num_inner_steps < 1 or self.num_recurrences < 1:
+            raise InputError(
+                f"num_inner_steps={self.num_inner_steps}, num_recurrences={self.num_recurrences}; expected at least 1"
+            )
+        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
+            raise InputError(
+                f"window is {self.window}; expected (start, end) as fractions of the run, 0 <= start < end <= 1"
+            )
+
+    def init(self, problem: Problem, noise: Noise) -> SymplecticAdjointState:
+        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        return SymplecticAdjointState(x, torch.zeros_like(x))
+
+    def step(
+        self, problem: Problem, state: SymplecticAdjointState, k: int, noise: Noise
+    ) -> tuple[SymplecticAdjointState, SymplecticAdjointInfo]:
+        a, b = problem.levels(self.schedule, self.num_steps, k)
+        if not self.window[0] <= k / self.num_steps < self.window[1]:
+            denoised = problem.denoise(state.x, a)
+            x = ddim(state.x, denoised, a, b, noise(), self.eta)
+            unknown = x.new_full((len(x),), float("nan"))
+            return SymplecticAdjointState(x, denoised), SymplecticAdjointInfo(a, unknown, unknown)
+        x = state.x
+        for visit in range(self.num_recurrences):
+            if visit:
+                x = renoise(x, b, a, noise(f"renoise {visit}"))
+            denoised, guidance = guide_through(
+                problem, x, self.inner_levels(problem, k), self.method
+            )
+            if self.weight != "normalised":
+                strength = self._strength(problem, guidance, a, b)
+                denoised = denoised + per_sample(strength, denoised) * guidance.gradient
+            n = noise(f"visit {visit}" if visit else "")
+            x, before = ddim(x, denoised, a, b, n, self.eta), x
+            if self.weight == "normalised":
+                length = self.guidance_scale * (1 - b / a) * norm(denoised - before)
+                size = length / norm(guidance.gradient).clamp_min(1e-30)
+                x = x + per_sample(size, x) * guidance.gradient
+        info = SymplecticAdjointInfo(a, guidance.chi2, guidance.log_prob)
+        return SymplecticAdjointState(x, denoised), info
+
+    def inner_levels(self, problem: Problem, k: int) -> list[float]:
+        """Every so many of the levels from step k on, down to 0."""
+        rest = self.num_steps - k
+        count = min(self.num_inner_steps, rest)
+        levels = (
+            problem.levels(self.schedule, self.num_steps, k + i * rest // count)[0]
+            for i in range(count)
+        )
+        return [*levels, 0.0]
+
+    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+        """Factor of the gradient that is added to D, (B,)."""
+        if self.weight == "likelihood":
+            return torch.full_like(guidance.log_prob, self.guidance_scale * a**2)
+        return guided_strength(problem, guidance, a, b, self.guidance_scale)
+
+    def estimate(self, state: SymplecticAdjointState) -> Tensor:
+        return state.denoised

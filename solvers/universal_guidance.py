@@ -1,0 +1,140 @@
+"""Universal guidance: a gradient through the denoiser, an optimisation of the clean estimate, and repeated steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invguide.ascent import adam_ascent, conjugate_ascent
+from invguide.errors import InputError, suggest
+from invguide.prior import per_sample
+from invguide.problem import Guidance, Problem
+from invguide.reverse import ddim, renoise
+from invguide.rng import Noise
+from invguide.schedule import Schedule
+from invguide.solver import Requires, Solver
+from invguide.strength import guided_strength, reach
+
+WEIGHTS = ("adaptive", "likelihood")
+OPTIMISERS = ("conjugate", "adam")
+
+
+class UniversalGuidanceState(NamedTuple):
+    x: Tensor  # (B, *shape) at the current level
+    denoised: Tensor  # (B, *shape), guided D of the last level visited
+
+
+class UniversalGuidanceInfo(NamedTuple):
+    sigma: float
+    chi2: Tensor  # (B,) of the unguided D; NaN where the forward part is off
+    log_prob: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class UniversalGuidance(Solver[UniversalGuidanceState]):
+    """Guide by anything that can be differentiated on a clean signal, forwards, backwards, and again.
+
+    Algorithm, num_recurrences times a step:
+        forward:   g = grad_x log p(y | D(x; a))
+                   adaptive:    D <- D + min(guidance_scale a^2 / N, best step) g, as in DPS
+                   likelihood:  D <- D + guidance_scale a^2 g
+        backward:  D <- num_backward_steps of ascent of log p(y | D) in D, without the network
+        x' = DDIM_eta(x, D, a -> b);   again: x <- x' + sqrt(a^2 - b^2) n;   at last: x <- x'
+
+    Source:
+        Bansal, Chu, Schwarzschild, Sengupta, Goldblum, Geiping, Goldstein 2023, "Universal guidance for diffusion
+        models", arXiv 2302.07121, alg. 1; official code arpitbansal297/Universal-Guided-Diffusion.
+
+    Differences:
+        "likelihood" is the paper's forward part, eq. 6, whose scale is 2 to 20000 there, by task; by default the
+        strength is that of our DPS, and is not tuned. The backward part (eq. 7) is off by default: alone, it explains
+        y to the last digit, noise and all. It climbs by conjugate gradients with lengths of their own, no farther than
+        level a leaves open; "adam" is the released optimiser, here without its clamp, cut-off and warm start. The
+        released latent sampler has no backward part at all. Nothing is renoised after the last repetition (released:
+        and thrown away).
+
+    Bias:
+        Forward, that of DPS: repetitions remove some of it, as every one is a step of a corrector. Backward: the
+        measured directions have no spread, whatever sigma_y is; the others are right only after many repetitions.
+    """
+
+    requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
+
+    num_steps: int = 50
+    num_recurrences: int = 2
+    guidance_scale: float = 1.0  # 0: no forward part, and no gradient of the network
+    weight: str = "adaptive"
+    num_backward_steps: int = 0
+    optimiser: str = "conjugate"
+    learning_rate: float = 0.01  # of "adam", normalised units
+    eta: float = 0.0
+    schedule: Schedule = "karras"
+
+    def __post_init__(self) -> None:
+        if self.weight not in WEIGHTS:
+            raise InputError(
+                f"unknown UniversalGuidance weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
+            )
+        if self.optimiser not in OPTIMISERS:
+            raise InputError(
+                f"unknown optimiser {self.optimiser!r}; {suggest(self.optimiser, OPTIMISERS)}"
+            )
+        if not (self.guidance_scale >= 0 and self.learning_rate > 0):
+            raise InputError(
+                f"guidance_scale={self.guidance_scale}, learning_rate={self.learning_rate}; expected numbers >= 0 "
+                f"and > 0"
+            )
+        if self.num_recurrences < 1 or self.num_backward_steps < 0:
+            raise InputError(
+                f"num_recurrences={self.num_recurrences}, num_backward_steps={self.num_backward_steps}; expected at "
+                f"least 1 and at least 0"
+            )
+
+    def init(self, problem: Problem, noise: Noise) -> UniversalGuidanceState:
+        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        return UniversalGuidanceState(x, torch.zeros_like(x))
+
+    def step(
+        self, problem: Problem, state: UniversalGuidanceState, k: int, noise: Noise
+    ) -> tuple[UniversalGuidanceState, UniversalGuidanceInfo]:
+        a, b = problem.levels(self.schedule, self.num_steps, k)
+        x = state.x
+        for visit in range(self.num_recurrences):
+            if visit:
+                x = renoise(x, b, a, noise(f"renoise {visit}"))
+            denoised, info = self._forward(problem, x, a, b)
+            denoised = self._backward(problem, denoised, a)
+            x = ddim(x, denoised, a, b, noise(f"visit {visit}" if visit else ""), self.eta)
+        return UniversalGuidanceState(x, denoised), info
+
+    def _forward(
+        self, problem: Problem, x: Tensor, a: float, b: float
+    ) -> tuple[Tensor, UniversalGuidanceInfo]:
+        """D, moved along the gradient through the denoiser."""
+        if self.guidance_scale == 0:
+            unknown = x.new_full((len(x),), float("nan"))
+            return problem.denoise(x, a), UniversalGuidanceInfo(a, unknown, unknown)
+        guidance = problem.guide(x, a)
+        strength = per_sample(self._strength(problem, guidance, a, b), x)
+        denoised = guidance.denoised + strength * guidance.gradient
+        return denoised, UniversalGuidanceInfo(a, guidance.chi2, guidance.log_prob)
+
+    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+        """Factor of the gradient that is added to D, (B,)."""
+        if self.weight == "likelihood":
+            return torch.full_like(guidance.log_prob, self.guidance_scale * a**2)
+        return guided_strength(problem, guidance, a, b, self.guidance_scale)
+
+    def _backward(self, problem: Problem, denoised: Tensor, a: float) -> Tensor:
+        """D after the inner optimiser, which does not see the network."""
+        if self.num_backward_steps == 0:
+            return denoised
+        if self.optimiser == "adam":
+            return adam_ascent(problem, denoised, self.num_backward_steps, self.learning_rate)
+        return conjugate_ascent(problem, denoised, self.num_backward_steps, reach(problem, a))
+
+    def estimate(self, state: UniversalGuidanceState) -> Tensor:
+        return state.denoised
