@@ -680,6 +680,43 @@ def bench_blackbox(
     print(run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats))
 
 
+@_command("adjoint", bench)
+def bench_adjoint(
+    prior: Annotated[
+        str | None, typer.Option(help="As for `restore` [a U-Net with random weights].")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels per side.")] = 32,
+    width: Annotated[int, typer.Option(help="Channels of that U-Net at its finest level.")] = 128,
+    method: Annotated[
+        list[str] | None, typer.Option(help="euler, heun, ...; may be given several times [all].")
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="May be given several times [2, 8, 32].")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Runs that are timed.")] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure memory, time and error of gradients through roll-outs, against the usual ways to get them."""
+    from invguide.bench import adjoint as run
+
+    settings = _given(prior=prior, methods=method, steps=steps)
+    print(run(**settings, size=size, width=width, repeats=repeats, seed=seed, device=device))
+
+
+@_command("guidance", bench)
+def bench_guidance(
+    instances: Annotated[int, typer.Option(help="Random mixtures of each kind.")] = 10,
+    points: Annotated[int, typer.Option(help="Of each, for the mean angles.")] = 100,
+    samples: Annotated[int, typer.Option(help="Of each, for the distances.")] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Compare guidance through 1 to 16 inner steps with the exact one, on mixtures."""
+    from invguide.bench import guidance as run
+
+    print(run(instances=instances, points=points, samples=samples, seed=seed))
+
+
 @_command("peers", bench)
 def bench_peers(
     data: Data,

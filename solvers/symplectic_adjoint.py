@@ -38,7 +38,7 @@ class SymplecticAdjointInfo(NamedTuple):
 class SymplecticAdjoint(Solver[SymplecticAdjointState]):
     """Guide by the gradient through a short roll-out to a clean signal, exact and in the memory of one network call.
 
-    Algorithm, inside the window, num_recurrences times a step:
+    Algorithm: inside the window, num_recurrences times a step
         z = the end of a roll-out from x at level a to 0, in num_inner_steps through levels of the rest of the schedule
         g = grad_x log p(y | z), by the symplectic adjoint;   h = grad_z log p(y | z)
         adaptive:    D <- D(x; a) + min(guidance_scale a^2 / N, best step) g, as in DPS

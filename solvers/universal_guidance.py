@@ -37,7 +37,7 @@ class UniversalGuidanceInfo(NamedTuple):
 class UniversalGuidance(Solver[UniversalGuidanceState]):
     """Guide by anything that can be differentiated on a clean signal, forwards, backwards, and again.
 
-    Algorithm, num_recurrences times a step:
+    Algorithm: num_recurrences times a step
         forward:   g = grad_x log p(y | D(x; a))
                    adaptive:    D <- D + min(guidance_scale a^2 / N, best step) g, as in DPS
                    likelihood:  D <- D + guidance_scale a^2 g

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import invguide as ig
-from invguide import bench
-from invguide.bench import against_deepinv, restoration
+from invguide import bench, driver
+from invguide.bench import against_deepinv, angles, restoration
+from invguide.bench.memory import peak_memory
 from invguide.bench.protocol import TASKS, Cells, Protocol
 from invguide.bench.tv import gradient, gradient_adjoint, lengths, objective, restore_tv
 from invguide.bench.uncertainty import expected_coverage
@@ -21,7 +22,7 @@ from invguide.forward_operator import inner
 from invguide.likelihood import Likelihood
 from invguide.noise import Poisson
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
-from invguide.solvers import DPS
+from invguide.solvers import DPS, SymplecticAdjoint
 
 SHAPE = (3, 16, 12)
 OPERATORS = {
@@ -291,6 +292,87 @@ def test_blackbox_table():
     assert all(f["overhead_ms"] > 0 for f in figures.values())
     with pytest.raises(InputError, match="workers=0"):
         bench.blackbox(workers=0)
+
+
+def test_memory_is_counted():
+    """Five tensors at a time, then ten in a chain that backward needs; views and changes in place are free."""
+    x = torch.zeros(1000, requires_grad=True)
+
+    def five() -> None:
+        together = [x + 1 for _ in range(5)]
+        together.clear()
+        y = (x * 2).view(10, 100).t()
+        y.add_(1)
+
+    def chain() -> None:
+        y = x
+        for _ in range(10):
+            y = y.sin()
+        torch.autograd.grad(y.sum(), x)
+
+    assert peak_memory(five, torch.device("cpu")) == 5 * 4000
+    assert 10 * 4000 <= peak_memory(chain, torch.device("cpu")) <= 13 * 4000
+
+
+def test_adjoint_table():
+    """Ours and checkpoints stay flat where full back-propagation doubles; only the continuous adjoint is inexact."""
+    pytest.importorskip("torchdiffeq")
+    table = bench.adjoint(
+        width=16, methods=("euler", "rk4"), steps=(2, 4), repeats=1, progress=False
+    )
+    ways = ["ours", "full back-propagation", "checkpointed"]
+    names = [f"euler: {way}" for way in (*ways, "continuous adjoint")]
+    names += [f"rk4: {way}" for way in ways]
+    assert [row[0] for row in table.rows] == names
+    assert str(table).startswith("| method: gradient by ")
+    growth = {name: cell["MiB"][1] / cell["MiB"][0] for name, cell in table.figures.items()}
+    for method, most in (
+        ("euler", 1.1),
+        ("rk4", 1.3),
+    ):  # rk4 keeps four images a step of a thin network
+        assert growth[f"{method}: ours"] < most
+        assert growth[f"{method}: full back-propagation"] > 1.7
+    for name, cell in table.figures.items():
+        assert (cell["error"][1] > 1e-2) == name.endswith("continuous adjoint")
+    assert table.figures["rk4: ours"]["error"][1] < 1e-5
+    assert all(min(cell["seconds"]) > 0 for cell in table.figures.values())
+
+
+def test_adjoint_without_torchdiffeq(monkeypatch: pytest.MonkeyPatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "torchdiffeq" else real(n, *a)
+    )
+    table = bench.adjoint(prior="natural-tiny", methods=["euler"], steps=[1], progress=False)
+    assert len(table.rows) == 3
+    assert "pip install torchdiffeq" in str(table)
+    with pytest.raises(InputError, match="did you mean 'heun'"):
+        bench.adjoint(methods=["hun"])
+    with pytest.raises(InputError, match="repeats=0"):
+        bench.adjoint(repeats=0)
+
+
+def test_guidance_table(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(angles, "CALLS", 40)
+    monkeypatch.setattr(angles, "STEPS", 4)
+    table = bench.guidance(instances=1, points=10, samples=20, progress=False)
+    assert len(table.rows) == 3 * (2 * 3 + 2)
+    assert table.head == ("inner steps n", "1", "2", "4", "8", "16", "exact")
+    assert all(0 < angle < 180 for angle in table.figures["class: angle, prior, noise 1"].values())
+    with pytest.raises(InputError, match="points=0"):
+        bench.guidance(points=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 16])
+def test_steps_of_equal_calls(n: int):
+    """By running them: as many calls as allowed, and one step more would be too many."""
+    target = angles.class_target()
+    steps = angles.steps_for(60, n)
+    spent = [
+        driver.run(SymplecticAdjoint(k, n), target.make_problem(), 1, progress=False).nfe
+        for k in (steps, steps + 1)
+    ]
+    assert spent[0] <= 60 < spent[1]
 
 
 def test_prior_as_deepinv_denoiser():

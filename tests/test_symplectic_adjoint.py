@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide import driver
-from invguide.bench.guidance import class_target, mask_target, measure_angles, modes_target
+from invguide.bench.angles import class_target, mask_target, measure_angles, modes_target
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
@@ -200,7 +200,7 @@ def test_default_strength_is_close_to_the_posterior():
 
 
 def test_angle_to_the_exact_gradient():
-    """What `invguide bench guidance` prints, on fewer points; standard errors of differences are about a degree.
+    """What `invguide.bench.angles` prints, on fewer points; standard errors of differences are about a degree.
 
     Before classes of several narrow modes are decided, at noise as large as the data, every doubling of the inner
     steps turns the guidance towards the gradient of log p(y | x), by less and less. It is no law: projections of far

@@ -1,10 +1,21 @@
 """Tables of quality, calibration and speed, against peers where they are installed."""
 
+from invguide.bench.adjoint import adjoint
 from invguide.bench.against_deepinv import peers
+from invguide.bench.angles import guidance
 from invguide.bench.calls import blackbox
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
 from invguide.bench.tv import restore_tv
 from invguide.bench.uncertainty import calibration
 
-__all__ = ["blackbox", "calibration", "driver", "peers", "restore", "restore_tv"]
+__all__ = [
+    "adjoint",
+    "blackbox",
+    "calibration",
+    "driver",
+    "guidance",
+    "peers",
+    "restore",
+    "restore_tv",
+]
