@@ -1,6 +1,6 @@
 """Every notebook runs from nothing, and is committed with the output of one clean run.
 
-`python tests/test_notebooks.py` runs them all and writes their outputs, with the prior that they name.
+`python tests/test_notebooks.py [NAME ...]` runs them and writes their outputs, with the prior that they name.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,4 +100,5 @@ def refresh(path: Path) -> None:
 if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)
     for each_path in NOTEBOOKS:
-        refresh(each_path)
+        if not sys.argv[1:] or each_path.stem in sys.argv[1:]:
+            refresh(each_path)
