@@ -5,55 +5,33 @@ Exit codes: 0; 1 where a run failed; 2 for bad input, with one line on standard 
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+
+from invguide.cli_bench import bench
+from invguide.terminal import RUN_FAILED, Device, Group, Seed, command, print_error
 
 if TYPE_CHECKING:
     from invguide.tasks import Options
 
-RUN_FAILED, BAD_INPUT = 1, 2
-
-
-class _Group(TyperGroup):
-    """Reports wrong usage as every other error: one line, exit code 2."""
-
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        try:
-            code = super().main(*args, standalone_mode=False, **extra)
-        except Exception as error:
-            # Click's own errors, whichever copy of click typer carries.
-            if not standalone_mode or not hasattr(error, "format_message"):
-                raise
-            message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-            if type(error).__name__ == "NoArgsIsHelpError":
-                print(message)
-            else:
-                _print_error(message)
-            sys.exit(BAD_INPUT)
-        if standalone_mode:
-            sys.exit(code if isinstance(code, int) else 0)
-        return code
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     help="Restore pictures with a diffusion prior, and show how sure the result is.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
@@ -65,63 +43,8 @@ def main() -> None:
         sys.exit(RUN_FAILED)
 
 
-def _print_error(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-
-
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-@contextmanager
-def _reporting() -> Iterator[None]:
-    """Turn our errors into one line and an exit code, and our warnings into notes."""
-    from invguide.errors import InputError, InvguideError
-
-    package = Path(__file__).resolve().parent
-    ours = (package, package.parent / "operators", package.parent / "solvers")
-    said: set[str] = set()
-
-    def note(message: Any, category: Any, filename: str, *_: Any) -> None:
-        text = " ".join(str(message).split())
-        where = Path(filename).resolve()
-        if any(where.is_relative_to(place) for place in ours) and text not in said:
-            said.add(text)
-            print(f"note: {text}", file=sys.stderr)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = note
-            yield
-    except InputError as error:
-        _print_error(str(error))
-        raise typer.Exit(BAD_INPUT) from error
-    except InvguideError as error:
-        _print_error(str(error))
-        raise typer.Exit(RUN_FAILED) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _print_error(
-            f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        )
-        raise typer.Exit(RUN_FAILED) from error
-    except KeyboardInterrupt:
-        _print_error("interrupted")
-        raise typer.Exit(RUN_FAILED) from None
-
-
-def _command(name: str, parent: typer.Typer = app) -> Callable[[Callable[..., None]], Any]:
-    def register(function: Callable[..., None]) -> Any:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            with _reporting():
-                function(*args, **kwargs)
-
-        return parent.command(name)(guarded)
-
-    return register
 
 
 def _version(wanted: bool) -> None:
@@ -177,8 +100,6 @@ Filter = Annotated[
 ]
 Quality = Annotated[float | None, typer.Option(help="jpeg: 1 to 100 [what the file tells].")]
 Gain = Annotated[float | None, typer.Option(help="hdr: over-exposure, 2 is one stop [2].")]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
 
 def _options(
@@ -229,7 +150,7 @@ def _pairs(items: Iterable[str]) -> dict[str, str]:
 # ---- restore, degrade, demo
 
 
-@_command("restore")
+@command("restore", app)
 def restore(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="A picture, or a folder of pictures.")
@@ -356,14 +277,14 @@ def restore(
     )
     failed = sum(r.failed for r in rows)
     if failed:
-        _print_error(
+        print_error(
             f"{failed} of {len(rows)} pictures failed (see above); the others are in {out}"
         )
         raise typer.Exit(RUN_FAILED)
     say(f"written to {out}")
 
 
-@_command("degrade")
+@command("degrade", app)
 def degrade(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A clean picture.")],
     task: TaskName,
@@ -404,7 +325,7 @@ def degrade(
     print(f"restore with: invguide restore {advice}")
 
 
-@_command("demo")
+@command("demo", app)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invguide-demo"),
     prior: Annotated[str, typer.Option(help="An embedded prior.")] = "natural",
@@ -425,7 +346,7 @@ def demo(
 # ---- lists
 
 
-@_command("solvers")
+@command("solvers", app)
 def solvers() -> None:
     """List the solvers, what each needs, and how it errs."""
     import invguide.solvers  # noqa: F401  fills the registry
@@ -475,7 +396,7 @@ def _needs(requires: Any) -> str:
     return text + ("; the samples are one ensemble" if requires.ensemble else "")
 
 
-@_command("operators")
+@command("operators", app)
 def operators() -> None:
     """List the forward operators and the tasks of `restore`."""
     import inspect
@@ -503,7 +424,7 @@ def operators() -> None:
         print(f"  {task.name:<17} {task.summary}{': ' if takes else ''}{takes}")
 
 
-@_command("priors")
+@command("priors", app)
 def priors() -> None:
     """List the priors that ship with the package."""
     from invguide.priors.embedded import EMBEDDED, weights_path
@@ -541,7 +462,7 @@ def _print_table(
 # ---- verify
 
 
-@_command("verify")
+@command("verify", app)
 def verify(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[SOLVER]...", help="Which solvers [all].")
@@ -567,174 +488,6 @@ def verify(
     chosen = [make_solver(name, **changed) for name in names or sorted(Solver.registry)]
     tables = conformance(chosen, target or (), samples, ensemble, seed, device=device)
     print("\n\n".join(map(str, tables)))
-
-
-# ---- bench
-
-bench = typer.Typer(
-    help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(bench, name="bench")
-
-Data = Annotated[
-    Path, typer.Option(help=".npz file with uint8 photos img_SIZE (N, SIZE, SIZE, 3).")
-]
-Size = Annotated[int, typer.Option(help="Pixels per side.")]
-Photos = Annotated[int, typer.Option(help="The first so many of them.")]
-Noise = Annotated[float, typer.Option(help="Standard deviation, white = 1.")]
-PriorName = Annotated[str, typer.Option("--prior", help="As for `restore`.")]
-Precision = Annotated[
-    str,
-    typer.Option(help="Of the prior's network: fp32, bf16 or fp16; half is about twice as fast."),
-]
-BenchTasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]."),
-]
-Samples = Annotated[int, typer.Option(help="Per photo.")]
-Kept = Annotated[
-    Path | None, typer.Option("--out", help="Folder that keeps the figures of each photo.")
-]
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Only what was given, so that the defaults stand in one place."""
-    return {name: value for name, value in values.items() if value}
-
-
-@_command("restore", bench)
-def bench_restore(
-    data: Data,
-    size: Size = 128,
-    photos: Photos = 28,
-    noise: Noise = 0.025,
-    prior: PriorName = "natural",
-    precision: Precision = "fp32",
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME, or NAME=K for K samples; may be given several times."),
-    ] = None,
-    task: BenchTasks = None,
-    samples: Samples = 8,
-    out: Kept = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Restore photos with every solver, and with total variation at its best weight."""
-    from invguide.bench import restore as run
-
-    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
-    settings["precision"] = precision
-    settings |= _given(solvers=solver, tasks=task)
-    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
-
-
-@_command("calibration", bench)
-def bench_calibration(
-    data: Data,
-    size: Size = 128,
-    photos: Photos = 28,
-    noise: Noise = 0.025,
-    prior: PriorName = "natural",
-    precision: Precision = "fp32",
-    solver: Annotated[str, typer.Option(help="Of which the samples are.")] = "DPS",
-    task: BenchTasks = None,
-    samples: Samples = 8,
-    out: Kept = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Compare the error of the mean of the samples with the one that their spread predicts."""
-    from invguide.bench import calibration as run
-
-    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
-    settings["precision"] = precision
-    settings |= _given(solver=solver, tasks=task)
-    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
-
-
-@_command("driver", bench)
-def bench_driver(
-    prior: PriorName = "natural",
-    steps: Annotated[int, typer.Option(help="Of a run.")] = 50,
-    repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 9,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Time DPS under the driver, and the same calls in a bare loop."""
-    from invguide.bench import driver as run
-
-    print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
-
-
-@_command("blackbox", bench)
-def bench_blackbox(
-    workers: Annotated[int, typer.Option(help="Processes, to compare with one.")] = 4,
-    milliseconds: Annotated[float, typer.Option(help="That a call sleeps.")] = 50.0,
-    calls: Annotated[int, typer.Option(help="In a batch.")] = 80,
-    repeats: Annotated[int, typer.Option(help="Batches of each kind.")] = 3,
-) -> None:
-    """Count calls of a sleeping simulator on workers, and time what a call costs beyond its own."""
-    from invguide.bench import blackbox as run
-
-    print(run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats))
-
-
-@_command("adjoint", bench)
-def bench_adjoint(
-    prior: Annotated[
-        str | None, typer.Option(help="As for `restore` [a U-Net with random weights].")
-    ] = None,
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 32,
-    width: Annotated[int, typer.Option(help="Channels of that U-Net at its finest level.")] = 128,
-    method: Annotated[
-        list[str] | None, typer.Option(help="euler, heun, ...; may be given several times [all].")
-    ] = None,
-    steps: Annotated[
-        list[int] | None, typer.Option(help="May be given several times [2, 8, 32].")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Runs that are timed.")] = 1,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Measure memory, time and error of gradients through roll-outs, against the usual ways to get them."""
-    from invguide.bench import adjoint as run
-
-    settings = _given(prior=prior, methods=method, steps=steps)
-    print(run(**settings, size=size, width=width, repeats=repeats, seed=seed, device=device))
-
-
-@_command("guidance", bench)
-def bench_guidance(
-    instances: Annotated[int, typer.Option(help="Random mixtures of each kind.")] = 10,
-    points: Annotated[int, typer.Option(help="Of each, for the mean angles.")] = 100,
-    samples: Annotated[int, typer.Option(help="Of each, for the distances.")] = 500,
-    seed: Seed = 0,
-) -> None:
-    """Compare guidance through 1 to 16 inner steps with the exact one, on mixtures."""
-    from invguide.bench import guidance as run
-
-    print(run(instances=instances, points=points, samples=samples, seed=seed))
-
-
-@_command("peers", bench)
-def bench_peers(
-    data: Data,
-    size: Size = 64,
-    photos: Photos = 2,
-    noise: Noise = 0.025,
-    prior: PriorName = "natural",
-    task: Annotated[str, typer.Option(help="One task of `bench restore`.")] = "deblur",
-    steps: Annotated[int, typer.Option(help="Network calls of every run.")] = 100,
-    repeats: Annotated[int, typer.Option(help="Pairs of runs that are timed.")] = 5,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Run DPS of this package and of deepinv on the same measurements."""
-    from invguide.bench import peers as run
-
-    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
-    print(run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from invguide.forward_operator import inner
 from invguide.likelihood import Likelihood
 from invguide.noise import Poisson
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
-from invguide.solvers import DPS, SymplecticAdjoint
+from invguide.solvers import DPS, EKI, EnsembleTwisted, SymplecticAdjoint
 
 SHAPE = (3, 16, 12)
 OPERATORS = {
@@ -292,6 +292,20 @@ def test_blackbox_table():
     assert all(f["overhead_ms"] > 0 for f in figures.values())
     with pytest.raises(InputError, match="workers=0"):
         bench.blackbox(workers=0)
+
+
+def test_mixtures_table():
+    """One solver of ours and its planted opposite, the prior itself, on two problems of one size."""
+    solvers = {"twisted": EnsembleTwisted(16), "nothing": EKI(1)}
+    table = bench.mixtures(
+        problems=2, ensemble=100, sizes=[(8, 4)], solvers=solvers, progress=False
+    )
+    assert [row[0] for row in table.rows] == ["floor", *solvers, "EnKG of InverseBench, reported"]
+    assert table.rows[-1][1] == "0.96"
+    mean = {name: sum(cells["d=8 dy=4"]) / 2 for name, cells in table.figures.items()}
+    assert mean["(exact)"] < mean["twisted"] < 1 < mean["nothing"]
+    with pytest.raises(InputError, match="problems=1"):
+        bench.mixtures(problems=1)
 
 
 def test_memory_is_counted():

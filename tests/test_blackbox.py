@@ -553,9 +553,9 @@ def test_a_hopeless_batch_is_stopped_early():
 def test_the_command_line_reports_a_black_box_as_a_failed_run(capsys: pytest.CaptureFixture[str]):
     import typer
 
-    from invguide.cli import RUN_FAILED, _reporting
+    from invguide.terminal import RUN_FAILED, reporting
 
-    with pytest.raises(typer.Exit) as e, _reporting():
+    with pytest.raises(typer.Exit) as e, reporting():
         raise BlackBoxError("simulate failed for 6 of its last 8 calls")
     assert e.value.exit_code == RUN_FAILED
     assert capsys.readouterr().err.startswith("error: simulate failed")

@@ -1,0 +1,185 @@
+"""The commands of `invguide bench`: tables of quality and speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from invguide.terminal import Device, Seed, command
+
+bench = typer.Typer(
+    help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
+)
+Data = Annotated[
+    Path, typer.Option(help=".npz file with uint8 photos img_SIZE (N, SIZE, SIZE, 3).")
+]
+Size = Annotated[int, typer.Option(help="Pixels per side.")]
+Photos = Annotated[int, typer.Option(help="The first so many of them.")]
+Noise = Annotated[float, typer.Option(help="Standard deviation, white = 1.")]
+PriorName = Annotated[str, typer.Option("--prior", help="As for `restore`.")]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of the prior's network: fp32, bf16 or fp16; half is about twice as fast."),
+]
+BenchTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]."),
+]
+Samples = Annotated[int, typer.Option(help="Per photo.")]
+Kept = Annotated[
+    Path | None, typer.Option("--out", help="Folder that keeps the figures of each photo.")
+]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Only what was given, so that the defaults stand in one place."""
+    return {name: value for name, value in values.items() if value}
+
+
+@command("restore", bench)
+def bench_restore(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME, or NAME=K for K samples; may be given several times."),
+    ] = None,
+    task: BenchTasks = None,
+    samples: Samples = 8,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Restore photos with every solver, and with total variation at its best weight."""
+    from invguide.bench import restore as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings["precision"] = precision
+    settings |= _given(solvers=solver, tasks=task)
+    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+
+
+@command("calibration", bench)
+def bench_calibration(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    solver: Annotated[str, typer.Option(help="Of which the samples are.")] = "DPS",
+    task: BenchTasks = None,
+    samples: Samples = 8,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Compare the error of the mean of the samples with the one that their spread predicts."""
+    from invguide.bench import calibration as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings["precision"] = precision
+    settings |= _given(solver=solver, tasks=task)
+    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+
+
+@command("driver", bench)
+def bench_driver(
+    prior: PriorName = "natural",
+    steps: Annotated[int, typer.Option(help="Of a run.")] = 50,
+    repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 9,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Time DPS under the driver, and the same calls in a bare loop."""
+    from invguide.bench import driver as run
+
+    print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
+
+
+@command("blackbox", bench)
+def bench_blackbox(
+    workers: Annotated[int, typer.Option(help="Processes, to compare with one.")] = 4,
+    milliseconds: Annotated[float, typer.Option(help="That a call sleeps.")] = 50.0,
+    calls: Annotated[int, typer.Option(help="In a batch.")] = 80,
+    repeats: Annotated[int, typer.Option(help="Batches of each kind.")] = 3,
+) -> None:
+    """Count calls of a sleeping simulator on workers, and time what a call costs beyond its own."""
+    from invguide.bench import blackbox as run
+
+    print(run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats))
+
+
+@command("mixtures", bench)
+def bench_mixtures(
+    problems: Annotated[int, typer.Option(help="Of each size.")] = 20,
+    ensemble: Annotated[int, typer.Option(help="Members of every ensemble.")] = 400,
+    seed: Seed = 0,
+) -> None:
+    """Average distances to black-box posteriors with 25 modes, in 8 and 80 dimensions."""
+    from invguide.bench import mixtures as run
+
+    print(run(problems=problems, ensemble=ensemble, seed=seed))
+
+
+@command("adjoint", bench)
+def bench_adjoint(
+    prior: Annotated[
+        str | None, typer.Option(help="As for `restore` [a U-Net with random weights].")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels per side.")] = 32,
+    width: Annotated[int, typer.Option(help="Channels of that U-Net at its finest level.")] = 128,
+    method: Annotated[
+        list[str] | None, typer.Option(help="euler, heun, ...; may be given several times [all].")
+    ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="May be given several times [2, 8, 32].")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Runs that are timed.")] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure memory, time and error of gradients through roll-outs, against the usual ways to get them."""
+    from invguide.bench import adjoint as run
+
+    settings = _given(prior=prior, methods=method, steps=steps)
+    print(run(**settings, size=size, width=width, repeats=repeats, seed=seed, device=device))
+
+
+@command("guidance", bench)
+def bench_guidance(
+    instances: Annotated[int, typer.Option(help="Random mixtures of each kind.")] = 10,
+    points: Annotated[int, typer.Option(help="Of each, for the mean angles.")] = 100,
+    samples: Annotated[int, typer.Option(help="Of each, for the distances.")] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Compare guidance through 1 to 16 inner steps with the exact one, on mixtures."""
+    from invguide.bench import guidance as run
+
+    print(run(instances=instances, points=points, samples=samples, seed=seed))
+
+
+@command("peers", bench)
+def bench_peers(
+    data: Data,
+    size: Size = 64,
+    photos: Photos = 2,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    task: Annotated[str, typer.Option(help="One task of `bench restore`.")] = "deblur",
+    steps: Annotated[int, typer.Option(help="Network calls of every run.")] = 100,
+    repeats: Annotated[int, typer.Option(help="Pairs of runs that are timed.")] = 5,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Run DPS of this package and of deepinv on the same measurements."""
+    from invguide.bench import peers as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    print(run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device))
