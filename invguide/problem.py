@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
 from invguide.prior import Prior
 from invguide.proximal import proximal
-from invguide.reward import Reward
+from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
+
+R = TypeVar("R", bound=Reward)
 
 
 @dataclass
@@ -72,17 +74,20 @@ class Problem:
                     f"condition {name!r} has {len(value)} rows; expected one per measurement ({self.num_measurements})"
                 )
 
-    def _with(self, likelihood: Likelihood | None, condition: dict[str, Tensor]) -> Problem:
+    def _with(self, **changes: Any) -> Problem:
         part = Problem.__new__(Problem)
-        part.__dict__.update(self.__dict__, likelihood=likelihood, condition=condition)
+        part.__dict__.update(self.__dict__, **changes)
         return part
+
+    def with_reward(self, reward: Reward | None) -> Problem:
+        """Return the problem with another reward, or none; the counters are shared."""
+        return self._with(reward=reward)
 
     def rows(self, index: Tensor) -> Problem:
         """Return the problem whose row i is measurement index[i]; the counters are shared."""
         likelihood = None if self.likelihood is None else self.likelihood.rows(index)
-        return self._with(
-            likelihood, {k: v[index.to(v.device)] for k, v in self.condition.items()}
-        )
+        condition = {k: v[index.to(v.device)] for k, v in self.condition.items()}
+        return self._with(likelihood=likelihood, condition=condition)
 
     def repeat(self, count: int, rows: int) -> Problem:
         """Return the problem of `rows` rows with each row `count` times in a row, as candidates b * count + k."""
@@ -92,7 +97,8 @@ class Problem:
         """Move prior (in place, as any module), operator and measurement; y and sigma_y take the dtype."""
         self.prior.to(device)
         likelihood = None if self.likelihood is None else self.likelihood.to(device, dtype)
-        return self._with(likelihood, {k: v.to(device) for k, v in self.condition.items()})
+        condition = {k: v.to(device) for k, v in self.condition.items()}
+        return self._with(likelihood=likelihood, condition=condition)
 
     # ---- the prior
 
@@ -211,6 +217,11 @@ class Problem:
         found = [] if self.likelihood is None else [self.likelihood.operator]
         found += [] if self.reward is None else self.reward.operators()
         return [m for o in found for m in o.modules() if isinstance(m, Operator)]
+
+    def rewards(self, kind: type[R]) -> list[tuple[float, R]]:
+        """Return (weight, reward) of the terms of the reward that are of this kind."""
+        found = () if self.reward is None else terms(self.reward)
+        return [(weight, part) for weight, part in found if isinstance(part, kind)]
 
     @property
     def linear(self) -> bool:

@@ -59,7 +59,7 @@ class Reward(ABC):
         return certificate
 
     def __mul__(self, weight: float | Tensor) -> Weighted:
-        return Weighted(tuple((float(weight) * w, part) for w, part in _terms(self)))
+        return Weighted(tuple((float(weight) * w, part) for w, part in terms(self)))
 
     __rmul__ = __mul__
 
@@ -68,7 +68,7 @@ class Reward(ABC):
 
     def __add__(self, other: Reward | int) -> Reward:
         if isinstance(other, Reward):
-            return Weighted(_terms(self) + _terms(other))
+            return Weighted(terms(self) + terms(other))
         if other == 0:  # where sum([...]) starts
             return self
         raise InputError(
@@ -119,7 +119,8 @@ class Weighted(Reward):
         return first + "".join(signed)
 
 
-def _terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+def terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+    """Return (weight, reward) of each term of a sum; of any other reward, itself with weight 1."""
     return reward.parts if isinstance(reward, Weighted) else ((1.0, reward),)
 
 

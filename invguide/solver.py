@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invguide.errors import CompatibilityError, InputError
 from invguide.problem import Problem
+from invguide.reward import Reward
 from invguide.rng import Noise
 
 State = TypeVar("State")
@@ -23,6 +24,7 @@ class Requires:
 
     Attributes:
         target: "likelihood", "reward", "either", or "none" (the target is ignored).
+        reward: A kind of reward that has to be among the terms of the target.
         gradient: Differentiates the operator or reward.
         linear: Needs a linear operator.
         prior_vjp: Differentiates the prior (memory of one network graph).
@@ -31,6 +33,7 @@ class Requires:
     """
 
     target: str = "likelihood"
+    reward: type[Reward] | None = None
     gradient: bool = True
     linear: bool = False
     prior_vjp: bool = False
@@ -112,6 +115,9 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
         )
     if requires.target == "reward" and problem.reward is None:
         missing.append("needs a reward, and this problem has a measurement only")
+    elif requires.reward is not None and not problem.rewards(requires.reward):
+        kind = requires.reward.__name__
+        missing.append(f"needs a {kind}, and {problem.reward!r} has none")
     if requires.target == "either" and problem.likelihood is None and problem.reward is None:
         missing.append("needs a measurement or a reward")
     if requires.target != "none" and requires.gradient and not problem.differentiable:

@@ -10,6 +10,7 @@ from invguide.solvers.dps_zeroth_order import DPSZerothOrder
 from invguide.solvers.eki import EKI
 from invguide.solvers.enkg import EnKG
 from invguide.solvers.ensemble_twisted import EnsembleTwisted
+from invguide.solvers.feature_guidance import FeatureGuidance
 from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.red_diff import REDDiff
@@ -28,6 +29,7 @@ __all__ = [
     "DiffPIR",
     "EnKG",
     "EnsembleTwisted",
+    "FeatureGuidance",
     "FeynmanKac",
     "REDDiff",
     "SymplecticAdjoint",

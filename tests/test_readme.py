@@ -17,7 +17,8 @@ import invguide.solvers
 from invguide import Likelihood, Problem, driver
 from invguide.cli import app
 from invguide.operators import Identity
-from invguide.priors import Gaussian
+from invguide.priors import Gaussian, from_network
+from invguide.rewards import FeatureReward
 from invguide.solver import Requires
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,11 +157,28 @@ def test_needs_of_a_solver(name: str):
     if requires.ensemble:
         assert row["gives"] == "an ensemble"
         return
-    y = torch.zeros(1, 2)
-    result = driver.run(
-        kind(), Problem(Gaussian([0.0, 0.0], torch.eye(2)), Likelihood(Identity(), y, 0.5)), 1
-    )
+    result = driver.run(kind(), example(requires), 1)
     assert float(row["network calls"]) == result.nfe
+
+
+class Shrink(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Tanh()
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def example(requires: Requires) -> Problem:
+    """The smallest problem that such a solver takes."""
+    if requires.reward is FeatureReward:
+        prior = from_network(Shrink(), "x0", "ve", shape=(2,))
+        return Problem(
+            prior, reward=FeatureReward(prior, "net.body", lambda f: f["net.body"].sum(1))
+        )
+    prior = Gaussian([0.0, 0.0], torch.eye(2))
+    return Problem(prior, Likelihood(Identity(), torch.zeros(1, 2), 0.5))
 
 
 def needed(requires: Requires) -> str:

@@ -11,6 +11,7 @@ a `NetworkReward` where it asks a user's network. A distance enters with a minus
 Weigh and add rewards as numbers: `0.5 * FileSize() + 2 * ConnectedComponents(target=3)`.
 """
 
+from invguide.feature_reward import FeatureReward
 from invguide.function_reward import FunctionReward
 from invguide.reward import Weighted, as_reward
 from invguide.rewards.class_log_prob import ClassLogProb
@@ -35,6 +36,7 @@ __all__ = [
     "Colourfulness",
     "ConnectedComponents",
     "FeatureDistance",
+    "FeatureReward",
     "FileSize",
     "FunctionReward",
     "NetworkReward",
