@@ -1,5 +1,6 @@
 """Priors: closed forms to verify with, and adapters that turn a network into a denoiser."""
 
+from invguide.priors.checkpoint_file import read_weights
 from invguide.priors.field import FieldPosterior, GaussianField
 from invguide.priors.gaussian import Gaussian
 from invguide.priors.mixture import GaussianMixture
@@ -12,4 +13,5 @@ __all__ = [
     "GaussianMixture",
     "NetworkPrior",
     "from_network",
+    "read_weights",
 ]

@@ -1,0 +1,109 @@
+"""Whatever holds a pretrained network becomes a prior here: a name, a file, a folder, or an object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from invguide.errors import InputError, suggest
+from invguide.prior import Prior
+from invguide.priors.adm_checkpoints import is_adm, load_adm
+from invguide.priors.checkpoint_file import load_strictly, metadata, read_weights, versions
+from invguide.priors.embedded import load_embedded
+from invguide.priors.network import from_network
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of weights file that is recognised by the names in it.
+
+    Attributes:
+        load: Called with the state dict, the file it is from, and the settings of the caller.
+    """
+
+    name: str
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    load: Callable[..., Prior]
+
+
+FAMILIES = (Family("guided-diffusion (ADM)", is_adm, load_adm),)
+
+
+def load(
+    where: str | Path | Prior | nn.Module,
+    *,
+    weights: str | Path | None = None,
+    entry: str | None = None,
+    **settings: Any,
+) -> Prior:
+    """Return a prior; `invguide.load_prior` documents the arguments."""
+    if isinstance(where, nn.Module):
+        return _from_module(where, weights, entry, settings)
+    if weights is not None:
+        raise InputError(
+            "weights= fills a network that you pass: load_prior(net, weights=file, ...); a file alone is the "
+            "first argument"
+        )
+    name = str(where)
+    if Path(name).is_file() or name.endswith(SUFFIXES):
+        return _from_file(Path(name), entry, settings)
+    _check_settings(settings)
+    return load_embedded(name)
+
+
+def _from_module(
+    net: nn.Module, weights: str | Path | None, entry: str | None, settings: dict[str, Any]
+) -> Prior:
+    if isinstance(net, Prior):
+        if weights is not None or settings:
+            raise InputError("a Prior is taken as it is: leave the other arguments out")
+        return net
+    _check_settings(settings, from_network)
+    missing = [name for name in ("predicts", "schedule") if name not in settings]
+    if missing:
+        raise InputError(
+            f"a network does not tell how it was trained: pass {' and '.join(f'{m}=' for m in missing)}, such as "
+            "predicts='eps', schedule='linear-vp'; invguide.priors.from_network lists them"
+        )
+    if weights is not None:
+        load_strictly(net, read_weights(weights, entry), weights)
+    return from_network(net, **settings)
+
+
+def _from_file(path: Path, entry: str | None, settings: dict[str, Any]) -> Prior:
+    if path.suffix == ".safetensors" and (not path.exists() or "network" in metadata(path)):
+        _check_settings(settings)
+        return load_embedded(str(path))  # written by our own trainer
+    weights = read_weights(path, entry)
+    for state in versions(weights):
+        for family in FAMILIES:
+            if family.recognises(state):
+                _check_settings(settings, family.load, from_network)
+                return family.load(state, path, **settings)
+    names = list(weights)
+    raise InputError(
+        f"{path} holds {len(names)} tensors ({', '.join(names[:3])}, ...) of no network that is recognised "
+        f"({', '.join(family.name for family in FAMILIES)}); build its network and pass it: "
+        "load_prior(net, weights=file, predicts=..., schedule=...)"
+    )
+
+
+def _check_settings(settings: Mapping[str, Any], *loaders: Callable[..., Prior]) -> None:
+    """Refuse settings that none of these loaders has, rather than ignore them."""
+    known = {
+        name
+        for loader in loaders
+        for name, parameter in inspect.signature(loader).parameters.items()
+        if parameter.kind != parameter.VAR_KEYWORD and name not in ("net", "weights", "source")
+    }
+    for name in settings:
+        if name not in known:
+            fix = suggest(name, known) if known else "an embedded prior has no settings"
+            raise InputError(f"load_prior got {name}=, which means nothing here; {fix}")
