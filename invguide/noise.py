@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,11 +68,11 @@ class Gaussian(NoiseModel):
         if sigma.shape == y.shape[1:] and sigma.ndim:
             sigma = sigma[None]
         try:
+            # numpy's: torch's takes a second to import sympy.
             fits = (
-                sigma.ndim in (0, y.ndim)
-                and torch.broadcast_shapes(sigma.shape, y.shape) == y.shape
+                sigma.ndim in (0, y.ndim) and np.broadcast_shapes(sigma.shape, y.shape) == y.shape
             )
-        except RuntimeError:
+        except ValueError:
             fits = False
         if not fits:
             raise ShapeError(

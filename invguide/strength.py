@@ -53,6 +53,16 @@ def share_to_top(linear: Tensor, drop: Tensor, a: float, b: float) -> Tensor:
     return (best / taken).clamp(0.0, 1.0)
 
 
+def clean_guidance(problem: Problem, x: Tensor, a: float, variance: float) -> Guidance:
+    """Denoise x and differentiate the log target at D alone: J is taken to be variance / a^2, and costs nothing.
+
+    J = Cov(x0 | x) / a^2 for any prior, so that `variance` stands for what x leaves open in every direction.
+    """
+    denoised = problem.denoise(x, a)
+    log_prob, chi2, slope = problem.gradient(denoised)
+    return Guidance(denoised, log_prob, chi2, slope, variance / a**2 * slope)
+
+
 def guided_strength(
     problem: Problem, guidance: Guidance, a: float, b: float, scale: float
 ) -> Tensor:

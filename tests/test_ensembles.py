@@ -282,10 +282,22 @@ def test_a_bad_member_without_weight_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "name"), [(None, "EnKG"), (64, "EnKG"), (2, "DPSZerothOrder")]
+    ("num_samples", "name"),
+    [(None, "EnsembleTwisted"), (64, "EnsembleTwisted"), (2, "DPSZerothOrder")],
 )
 def test_auto_for_a_black_box(num_samples: int | None, name: str) -> None:
     assert type(choose_solver(problem(Failing(9.0)), num_samples)).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "name"), [(None, "EnsembleTwisted"), (99, "EnKG"), (100, "EnsembleTwisted")]
+)
+def test_auto_weighs_no_member_by_more_measurements_than_members(
+    num_samples: int | None, name: str
+) -> None:
+    hidden = ig.BlackBox(lambda x: x.repeat(50), shape=(2,))
+    target = Problem(Recorder(), Likelihood(hidden, torch.zeros(1, 100), 0.1))
+    assert type(choose_solver(target, num_samples)).__name__ == name
 
 
 @pytest.mark.parametrize(("num_samples", "name"), [(None, "FeynmanKac"), (8, "SCG")])
