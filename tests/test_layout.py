@@ -126,6 +126,25 @@ def test_import_loads_no_heavy_module():
     assert not added & set(HEAVY), "import these inside the function that needs them"
 
 
+A_RUN = """
+import sys, torch
+before = set(sys.modules)
+import invguide as ig
+from invguide.solvers import DPS
+prior = ig.priors.Gaussian([0.5, -0.3], [[1.0, 0.6], [0.6, 0.5]])
+ig.solve(torch.ones(1, 1), lambda x: x[:, :1], prior, sigma_y=0.1, solver=DPS(2), progress=False)
+print(*(set(sys.modules) - before))
+"""
+
+
+def test_a_run_loads_no_heavy_module():
+    """Nor sympy, which torch imports for some of its conveniences, and takes a second for."""
+    run = python(A_RUN)
+    assert run.returncode == 0, run.stderr
+    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    assert not loaded & {*HEAVY, "sympy"}
+
+
 def lint_imports(config: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("importlinter")
     call = "from importlinter.cli import lint_imports_command; lint_imports_command()"
