@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invguide import driver
 from invguide.errors import CompatibilityError, InputError, ShapeError, suggest
@@ -29,18 +29,34 @@ AUTO_REWARD = ("DPS", "FeynmanKac", "SCG")
 SMALLEST_ENSEMBLE = 32  # for fewer samples, "auto" takes a method that draws them one by one
 
 
-def load_prior(where: str | Path | Prior) -> Prior:
-    """Return a prior: the name of an embedded one ("natural", "natural-tiny"), or a Prior as it is.
+def load_prior(
+    where: str | Path | Prior | nn.Module,
+    *,
+    weights: str | Path | None = None,
+    entry: str | None = None,
+    **settings: Any,
+) -> Prior:
+    """Return a prior from whatever holds a pretrained network; `invguide priors` lists what is recognised.
+
+    Args:
+        where: One of
+            the name of an embedded prior ("natural", "natural-tiny");
+            a weights file (.pt, .pth, .ckpt, .safetensors) of a recognised family: no code of it is run;
+            a network, with predicts= and schedule= (see `invguide.priors.from_network`);
+            a Prior, which is returned as it is.
+        weights: A file to fill that network with; every weight must be there and fit.
+        entry: Which part of a file, where it holds several networks ("ema", "model", ...); by default the
+            averaged one.
+        settings: What the file or network does not tell: preset=, num_heads=, num_head_channels= and qkv_order= of
+            guided-diffusion networks; predicts=, schedule=, shape=, data_range=, ... of `from_network`.
 
     Raises:
-        InputError: Unknown name (the nearest one is suggested).
-        CheckpointError: The weights are damaged.
+        InputError: Unknown name (the nearest one is suggested), or something that has to be told is not.
+        CheckpointError: The file is damaged, unsafe to read, or does not fit.
     """
-    if isinstance(where, Prior):
-        return where
-    from invguide.priors.embedded import load_embedded
+    from invguide.priors.loading import load
 
-    return load_embedded(str(where))
+    return load(where, weights=weights, entry=entry, **settings)
 
 
 def make_solver(solver: str | Solver[Any], **settings: Any) -> Solver[Any]:
@@ -68,7 +84,9 @@ def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[An
         solver = make_solver(name)
         if few and solver.requires.ensemble:
             continue
-        if name == "EnsembleTwisted" and _measured(problem) > (num_samples or solver.ensemble_size):  # pyright: ignore[reportAttributeAccessIssue]
+        if name == "EnsembleTwisted" and _measured(problem) > (
+            num_samples or solver.ensemble_size  # pyright: ignore[reportAttributeAccessIssue]
+        ):
             continue  # it weighs its members: with more measurements than members, few would be left
         if not missing_abilities(solver.requires, problem):
             return solver
