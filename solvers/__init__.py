@@ -7,6 +7,7 @@ from invguide.solvers.diffpir import DiffPIR
 from invguide.solvers.dpg import DPG
 from invguide.solvers.dps import DPS
 from invguide.solvers.dps_zeroth_order import DPSZerothOrder
+from invguide.solvers.dreamguider import Dreamguider
 from invguide.solvers.ecm_guidance import ECMGuidance
 from invguide.solvers.eki import EKI
 from invguide.solvers.enkg import EnKG
@@ -28,6 +29,7 @@ __all__ = [
     "SCG",
     "DPSZerothOrder",
     "DiffPIR",
+    "Dreamguider",
     "ECMGuidance",
     "EnKG",
     "EnsembleTwisted",
