@@ -3,7 +3,9 @@
 if __name__ != "invguide.solvers":
     raise ImportError("import this package as 'invguide.solvers'")
 
+from invguide.solvers.dflow import DFlow
 from invguide.solvers.diffpir import DiffPIR
+from invguide.solvers.doodl import DOODL
 from invguide.solvers.dpg import DPG
 from invguide.solvers.dps import DPS
 from invguide.solvers.dps_zeroth_order import DPSZerothOrder
@@ -22,11 +24,13 @@ from invguide.solvers.unconditional import Unconditional
 from invguide.solvers.universal_guidance import UniversalGuidance
 
 __all__ = [
+    "DOODL",
     "DPG",
     "DPS",
     "EKI",
     "HQS",
     "SCG",
+    "DFlow",
     "DPSZerothOrder",
     "DiffPIR",
     "Dreamguider",
