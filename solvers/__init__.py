@@ -12,6 +12,7 @@ from invguide.solvers.dps_zeroth_order import DPSZerothOrder
 from invguide.solvers.dreamguider import Dreamguider
 from invguide.solvers.ecm_guidance import ECMGuidance
 from invguide.solvers.eki import EKI
+from invguide.solvers.elucd import EluCD
 from invguide.solvers.enkg import EnKG
 from invguide.solvers.ensemble_twisted import EnsembleTwisted
 from invguide.solvers.feature_guidance import FeatureGuidance
@@ -35,6 +36,7 @@ __all__ = [
     "DiffPIR",
     "Dreamguider",
     "ECMGuidance",
+    "EluCD",
     "EnKG",
     "EnsembleTwisted",
     "FeatureGuidance",

@@ -17,7 +17,15 @@ from invguide.priors import GaussianMixture
 from invguide.problem import Problem
 from invguide.reward import as_reward
 from invguide.solver import Solver
-from invguide.solvers import DPS, SymplecticAdjoint, Unconditional, UniversalGuidance
+from invguide.solvers import (
+    DPS,
+    Dreamguider,
+    ECMGuidance,
+    EluCD,
+    SymplecticAdjoint,
+    Unconditional,
+    UniversalGuidance,
+)
 
 pytest.importorskip("sklearn")
 
@@ -85,7 +93,14 @@ def accuracy(digits: Digits, solver: Solver) -> float:
 
 @pytest.mark.parametrize(
     "solver",
-    [SymplecticAdjoint(20), UniversalGuidance(20), DPS(20)],
+    [
+        SymplecticAdjoint(20),
+        UniversalGuidance(20),
+        DPS(20),
+        ECMGuidance(50),  # these three without any gradient of the network
+        Dreamguider(20),
+        EluCD(20),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_the_class_that_is_asked_for(digits: Digits, solver: Solver):

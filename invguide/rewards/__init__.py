@@ -27,6 +27,7 @@ from invguide.rewards.perceptual import Perceptual
 from invguide.rewards.preprocess import Preprocess
 from invguide.rewards.segmentation_agreement import SegmentationAgreement
 from invguide.rewards.soft_palette import SoftPalette
+from invguide.rewards.softened import softened
 from invguide.rewards.style import Style
 from invguide.rewards.total_variation import TotalVariation
 
@@ -50,4 +51,5 @@ __all__ = [
     "TotalVariation",
     "Weighted",
     "as_reward",
+    "softened",
 ]
