@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -158,11 +159,17 @@ class Problem:
             (gradient,) = _gradient(log_prob, x0)
         return log_prob.detach(), chi2, gradient
 
-    def guide(self, x: Tensor, sigma: Tensor | float) -> Guidance:
-        """Denoise x and differentiate the log target at D(x) with respect to x: one network call and one vjp."""
+    def guide(
+        self, x: Tensor, sigma: Tensor | float, keep: Callable[[Tensor], Tensor] | None = None
+    ) -> Guidance:
+        """Denoise x and differentiate the log target at D(x) with respect to x: one network call and one vjp.
+
+        `keep` changes D before the target sees it, such as to what is known of it.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = self.denoise(x, sigma)
+            denoised = denoised if keep is None else keep(denoised)
             log_prob, chi2 = self.evaluate(denoised)
             self.counters.vjp += len(x)
             slope, gradient = _gradient(log_prob, denoised, x)

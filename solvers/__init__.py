@@ -18,6 +18,7 @@ from invguide.solvers.ensemble_twisted import EnsembleTwisted
 from invguide.solvers.feature_guidance import FeatureGuidance
 from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
+from invguide.solvers.motion_guidance import MotionGuidance
 from invguide.solvers.red_diff import REDDiff
 from invguide.solvers.scg import SCG
 from invguide.solvers.symplectic_adjoint import SymplecticAdjoint
@@ -41,6 +42,7 @@ __all__ = [
     "EnsembleTwisted",
     "FeatureGuidance",
     "FeynmanKac",
+    "MotionGuidance",
     "REDDiff",
     "SymplecticAdjoint",
     "Unconditional",

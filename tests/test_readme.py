@@ -16,9 +16,10 @@ from typer.main import get_command
 import invguide.solvers
 from invguide import Likelihood, Problem, driver
 from invguide.cli import app
+from invguide.edit_reward import EditReward
 from invguide.operators import Identity
 from invguide.priors import Gaussian, from_network
-from invguide.rewards import FeatureReward
+from invguide.rewards import FeatureReward, Motion
 from invguide.solver import Requires
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,6 +178,9 @@ def example(requires: Requires) -> Problem:
         return Problem(
             prior, reward=FeatureReward(prior, "net.body", lambda f: f["net.body"].sum(1))
         )
+    if requires.reward is EditReward:
+        prior = Gaussian(torch.zeros(1, 2, 2), torch.eye(4))
+        return Problem(prior, reward=Motion(torch.rand(1, 2, 2), torch.ones(2, 2, 2)))
     prior = Gaussian([0.0, 0.0], torch.eye(2))
     return Problem(prior, Likelihood(Identity(), torch.zeros(1, 2), 0.5))
 

@@ -20,11 +20,13 @@ from invguide.rewards.colourfulness import Colourfulness
 from invguide.rewards.connected_components import ConnectedComponents
 from invguide.rewards.feature_distance import FeatureDistance
 from invguide.rewards.file_size import FileSize
+from invguide.rewards.motion import Motion
 from invguide.rewards.network_reward import NetworkReward
 from invguide.rewards.palette import Palette
 from invguide.rewards.per_sample import PerSample
 from invguide.rewards.perceptual import Perceptual
 from invguide.rewards.preprocess import Preprocess
+from invguide.rewards.raft import RAFT
 from invguide.rewards.segmentation_agreement import SegmentationAgreement
 from invguide.rewards.soft_palette import SoftPalette
 from invguide.rewards.softened import softened
@@ -32,6 +34,7 @@ from invguide.rewards.style import Style
 from invguide.rewards.total_variation import TotalVariation
 
 __all__ = [
+    "RAFT",
     "ClassLogProb",
     "ColourHistogram",
     "Colourfulness",
@@ -40,6 +43,7 @@ __all__ = [
     "FeatureReward",
     "FileSize",
     "FunctionReward",
+    "Motion",
     "NetworkReward",
     "Palette",
     "PerSample",

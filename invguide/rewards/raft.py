@@ -1,0 +1,63 @@
+"""RAFT: torchvision's optical flow network, for pictures of any size with values in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from invguide.errors import InputError, ShapeError, require, suggest
+
+SIZES = ("small", "large")
+SMALLEST = 128  # pixels per side that its pyramid needs
+
+
+class RAFT(nn.Module):
+    """Flow from a first to a second batch of colour pictures, (B, 3, H, W) twice -> (B, 2, H, W) in pixels.
+
+    Teed and Deng 2020, as in torchvision; an `estimator` of `Motion`. Pictures are resized to sides that the network
+    takes, multiples of 8 from 128 on, and the flow back to theirs.
+
+    Args:
+        size: "small" or "large".
+        weights: "default": torchvision's, which it downloads once; None: random ones, to load your own into `net`.
+        num_updates: Refinements of the flow; the fewer, the faster.
+
+    Raises:
+        InputError: An unknown size, or num_updates below 1.
+        MissingPackageError: torchvision is not installed.
+    """
+
+    def __init__(
+        self, size: str = "small", weights: str | None = "default", num_updates: int = 12
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise InputError(f"unknown size {size!r} of RAFT; {suggest(str(size), SIZES)}")
+        if num_updates < 1:
+            raise InputError(f"num_updates is {num_updates}; expected at least 1")
+        models: Any = require("torchvision.models.optical_flow", "RAFT", "torchvision")
+        make = models.raft_small if size == "small" else models.raft_large
+        self.net: nn.Module = make(weights=None if weights is None else weights.upper())
+        self.net.requires_grad_(False)
+        self.num_updates = num_updates
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 3:
+            raise ShapeError(
+                f"RAFT was given {tuple(first.shape)} and {tuple(second.shape)}; expected colour pictures "
+                f"(B, 3, H, W) twice"
+            )
+        given = first.shape[2:]
+        sides = tuple(max(SMALLEST, -(-side // 8) * 8) for side in given)
+        pair = [2 * self._resize(x, sides) - 1 for x in (first, second)]
+        flow = self.net(*pair, num_flow_updates=self.num_updates)[-1]
+        scale = [old / new for old, new in zip(given[::-1], sides[::-1], strict=True)]
+        return self._resize(flow, given) * flow.new_tensor(scale)[:, None, None]
+
+    @staticmethod
+    def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+        if x.shape[2:] == size:
+            return x
+        return F.interpolate(x, size, mode="bilinear", antialias=True)
