@@ -433,9 +433,9 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def describe_prior(prior: Prior) -> str:
-    """Return the kind, a fingerprint of the weights and the precision of a prior: what decides its numbers."""
+    """Return the kind, a fingerprint of the weights, the precision and the settings of a prior: all that decides D."""
     weights = fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
-    return f"{type(prior).__name__} {weights} {prior.precision}"
+    return f"{type(prior).__name__} {weights} {prior.precision} {prior.extra_repr()}".strip()
 
 
 def _identity(

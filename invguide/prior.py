@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Prior(nn.Module, ABC):
             (B, *shape), differentiable in x; rows are independent of each other.
         """
 
-    def optimise(self, dtype: str = "bf16", **settings: bool) -> Prior:
+    def optimise(self, dtype: str = "bf16", **settings: Any) -> Prior:
         """Make the network inside faster, where there is one: see `invguide.priors.network.NetworkPrior.optimise`.
 
         Raises:

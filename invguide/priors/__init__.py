@@ -5,6 +5,8 @@ from invguide.priors.field import FieldPosterior, GaussianField
 from invguide.priors.gaussian import Gaussian
 from invguide.priors.mixture import GaussianMixture
 from invguide.priors.network import NetworkPrior, from_network
+from invguide.priors.padding import Padded
+from invguide.priors.tiled import Tiled
 
 __all__ = [
     "FieldPosterior",
@@ -12,6 +14,8 @@ __all__ = [
     "GaussianField",
     "GaussianMixture",
     "NetworkPrior",
+    "Padded",
+    "Tiled",
     "from_network",
     "read_weights",
 ]

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.prior import Prior, per_sample
+from invguide.priors.padding import extend, round_up
 from invguide.priors.preconditioning import edm_coefficients
 
 # Converting eps or v to a denoised image multiplies the network's error by sigma. For data of order
@@ -291,17 +291,8 @@ class NetworkPrior(Prior):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Extend image axes of free size at their ends to a multiple of `multiple`."""
-        free = [size is None for size in self.shape[1:]]
-        extra = [
-            -size % self.multiple if is_free else 0
-            for size, is_free in zip(x.shape[2:], free, strict=True)
-        ]
-        if not any(extra):
-            return x
-        # Reflection needs the pad to be smaller than the image.
-        reflects = all(pad < size for pad, size in zip(extra, x.shape[2:], strict=True))
-        pads = [value for pad in reversed(extra) for value in (0, pad)]
-        return F.pad(x, pads, mode="reflect" if reflects else "replicate")
+        pairs = zip(x.shape[2:], self.shape[1:], strict=True)
+        return extend(x, [fixed or round_up(got, self.multiple) for got, fixed in pairs])
 
 
 def from_network(
