@@ -55,8 +55,8 @@ class DFlow(Solver[DFlowState]):
 
     Source:
         Ben-Hamu, Puny, Gat, Karrer, Singer, Lipman 2024, "D-Flow: differentiating through flows for controlled
-        generation", arXiv 2402.14017, alg. 1 and section 4. Randomised: Oliver, He, Reynolds 1996, "Conditioning
-        permeability fields to pressure data" (randomised maximum likelihood); Bardsley et al. 2014, arXiv 1407.3157.
+        generation", arXiv 2402.14017, alg. 1. Randomised: Oliver, He, Reynolds 1996, "Conditioning permeability fields
+        to pressure data"; Bardsley, Solonen, Haario, Laine 2014, "Randomize-then-optimize".
 
     Differences:
         The true likelihood in the place of a plain square, so that prior_weight = 1 is Bayes' rule for z. "gaussian"

@@ -37,7 +37,7 @@ EYE = torch.eye(2, dtype=torch.float64)
 MEASURED = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
 Y, SIGMA_Y = 1.5, 0.3
 LEVELS = (40.0, 10.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.0)
-EULER = DFlow(60, 7, "euler", schedule=LEVELS)
+EULER = DFlow(25, 7, "euler", schedule=LEVELS)
 
 
 def flow() -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def test_gaussian_prior_gives_the_most_likely_noise():
 def test_which_is_the_posterior_mean():
     """Of every seed; the error is that of 20 calls of the network and of the ends of the schedule."""
     for target in (gaussian_2d(), gaussian_64d()):
-        samples = run(DFlow(), target.problem(), 3).samples[0]
+        samples = run(DFlow(40), target.problem(), 2).samples[0]
         assert (samples - target.posterior.mean).abs().max() < 0.01
         assert samples.std(0).max() < 1e-3
 
@@ -88,10 +88,10 @@ def test_which_is_the_posterior_mean():
 def test_without_a_prior_it_stays_on_the_data():
     """Golden numbers of an independent implementation: mean error (0.083, 0.052) on this problem, x_0 on y."""
     target = gaussian_2d()
-    samples = run(DFlow(30, prior_weight=0.0), target.problem(), 500).samples[0]
+    samples = run(DFlow(20, prior_weight=0.0), target.problem(), 300).samples[0]
     assert (samples[:, 0] - Y).abs().max() < 1e-3
     error = (samples.mean(0) - target.posterior.mean).tolist()
-    assert error == pytest.approx([0.083, 0.052], abs=0.06)  # 500 samples: 0.02 each
+    assert error == pytest.approx([0.083, 0.052], abs=0.08)  # 300 samples: 0.025 each
     assert samples[:, 1].std() > 0.2
 
 
@@ -120,8 +120,8 @@ def test_randomised_draws_are_the_posterior():
     assert (samples.mean(0) - mean).abs().max() < 0.012  # standard errors: 0.003
     assert (samples.mT.cov() - covariance).abs().max() < 0.012
     wide = gaussian_64d()
-    found = run(DFlow(25, randomised=True), wide.problem(), 200).samples[0]
-    assert sliced_wasserstein(found, wide.posterior.sample(200)) < 0.025  # exact samples: 0.014
+    found = run(DFlow(20, randomised=True), wide.problem(), 100).samples[0]
+    assert sliced_wasserstein(found, wide.posterior.sample(100)) < 0.03  # exact samples: 0.02
 
 
 def test_linear_reward():
@@ -138,14 +138,12 @@ def test_chi_prior_keeps_the_norm_of_noise():
     d = 50
     prior = Gaussian(torch.zeros(d), torch.eye(d, dtype=torch.float64))
     problem = Problem(prior, Likelihood(Identity(), torch.zeros(1, d).double(), 1e6))
-    states = []
-    solver = DFlow(30, 5, regulariser="chi")
+    solver = DFlow(15, 5, regulariser="chi")
     noise = Noise(0, ((0, 0),), (d,), torch.float64)
     state = start = solver.init(problem, noise)
     with torch.no_grad():
-        for k in range(30):
+        for k in range(15):
             state, _ = solver.step(problem, state, k, noise.at(k))
-            states.append(state)
     assert state.z.norm().item() == pytest.approx((d - 1) ** 0.5, abs=1e-5)
     assert torch.cosine_similarity(state.z, start.z).item() == pytest.approx(1.0, abs=1e-6)
 
@@ -260,9 +258,9 @@ def test_memory_does_not_grow_with_the_steps(network: Prior):
         peak_memory(
             partial(run, DFlow(steps, n, memory=2), problem, 1, device="cpu"), torch.device("cpu")
         )
-        for steps, n in ((1, 2), (1, 10), (2, 2))
+        for steps, n in ((1, 2), (1, 6), (2, 2))
     )
-    assert long - short < 8 * 2 * y.nbytes
+    assert long - short < 4 * 2 * y.nbytes
     assert long < 1.2 * short
     assert often < 1.1 * short
 
@@ -278,7 +276,7 @@ def test_float32_and_complex_measurements(network: Prior):
     x = torch.rand(1, 3, 8, 8)
     likelihood = Likelihood(Spectrum(), Spectrum()(x) + 0.05, 0.3)
     problem = Problem(network, likelihood, shape=(3, 8, 8))
-    solver = DFlow(6, 5, randomised=True)
+    solver = DFlow(4, 5, randomised=True)
     result = run(solver, problem, 2)
     assert result.samples.dtype == torch.float32
     assert (result.chi2 < 5).all()
@@ -289,7 +287,7 @@ def test_goes_on_after_it_has_converged(dtype: torch.dtype):
     """To an optimum at 0 without rounding, where steps, turns and their products underflow."""
     likelihood = Likelihood(Identity(), torch.zeros(1, 2), 0.5)
     result = run(
-        DFlow(60, 4), Problem(Gaussian([0.0, 0.0], torch.eye(2)), likelihood), 2, dtype=dtype
+        DFlow(30, 4), Problem(Gaussian([0.0, 0.0], torch.eye(2)), likelihood), 2, dtype=dtype
     )
     assert result.samples.abs().max() < 1e-6
 
