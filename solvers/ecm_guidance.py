@@ -57,10 +57,10 @@ class ECMGuidance(Solver[ECMGuidanceState]):
         for slopes with few large elements. Reference modes (ECMR) are left to the user, who has them.
 
     Bias:
-        As the noise is kept, every step's d stays in x as a whole: the target counts too often, and measured directions
-        have too little spread, by default about half of it. r^2 is one number for all directions: what a measurement
-        says of correlated, unmeasured parts reaches them only through the next denoising, late, and far modes are found
-        less often than by DPS.
+        As the noise is kept, every step's d stays in x as a whole: the target counts too often, measured directions
+        have too little spread, and the noise of y is explained with them (chi2 0.2 where half of a photograph is
+        measured). r^2 is one number for all directions: what a measurement says of correlated, unmeasured parts reaches
+        them only through the next denoising, late, and far modes are found less often than by DPS.
         Sliced Wasserstein-1 to the four posteriors of `invguide verify`: 0.08, 0.60, 0.033, 8.0; DPS, which pays for
         the gradient of the network, 0.02, 0.28, 0.024, 7.3.
     """

@@ -270,7 +270,7 @@ def test_without_guidance_it_is_unconditional(weight: str):
 def test_defaults_come_near_a_posterior():
     """Mean within a fifth of its way from the prior; spreads too small, as the docstring says, but not by much."""
     target = gaussian_2d()
-    run = driver.run(EluCD(), target.problem(), 800, batch_size=800, progress=False)
+    run = driver.run(EluCD(), target.problem(), 400, batch_size=400, progress=False)
     error = run.samples[0].mean(0) - target.posterior.mean
     way = target.posterior.mean - torch.tensor([0.5, -0.3], dtype=torch.float64)
     assert (error.abs() < 0.2 * way.abs() + 0.03).all()
