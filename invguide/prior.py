@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Prior(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the prior computes in: that of its first tensor."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in chain(self.parameters(), self.buffers()):  # large networks: the first will do
             if tensor.is_floating_point():
                 return tensor.dtype
         return torch.get_default_dtype()
