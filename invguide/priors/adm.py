@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invguide.errors import InputError
+from invguide.priors.labels import check_label, refuse_label
 
 QKVOrder = Literal["legacy", "new"]
 GROUPS = 32  # of every normalisation
@@ -134,9 +135,9 @@ class ADM(nn.Module):
         waves = sinusoids(time, self.architecture.model_channels)
         embedding = self.time_embed(waves.to(next(self.parameters()).dtype))
         if (classes := self.architecture.num_classes) is not None:
-            embedding = embedding + self.label_emb(_check_label(label, classes, len(x)))
-        elif label is not None:
-            raise InputError("this network is not class-conditional: leave label out")
+            embedding = embedding + self.label_emb(check_label(label, classes, len(x)))
+        else:
+            refuse_label(label)
         skipped = []
         for stage in self.input_blocks:
             x = stage(x, embedding)
@@ -255,17 +256,3 @@ def sinusoids(time: Tensor, width: int) -> Tensor:
     ramp = torch.arange(half, dtype=torch.float32, device=time.device) / half
     phase = time.float()[:, None] * torch.exp(-math.log(10000) * ramp)
     return F.pad(torch.cat([phase.cos(), phase.sin()], dim=1), (0, width % 2))
-
-
-def _check_label(label: Tensor | None, classes: int, batch: int) -> Tensor:
-    if label is None:
-        raise InputError(
-            f"this prior is conditional on one of {classes} classes: pass condition={{'label': ...}} to solve, "
-            "or label=... to denoise, with one class index per sample"
-        )
-    if label.shape != (batch,) or not bool(((label >= 0) & (label < classes)).all()):
-        raise InputError(
-            f"label must be {batch} class indices from 0 to {classes - 1}, one per sample; "
-            f"got {label.tolist()}"
-        )
-    return label

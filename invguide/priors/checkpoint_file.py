@@ -116,6 +116,11 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], source: str | P
                 "damaged; use another checkpoint"
             )
     if any(value.is_meta for value in expected.values()):
+        if derived := [name for name, _ in net.named_buffers() if name not in expected]:
+            raise CheckpointError(
+                f"{type(net).__name__} computes {derived[0]} when it is built, and that is not in {source}: build "
+                "the network yourself and pass it: load_prior(net, weights=file, predicts=..., schedule=...)"
+            )
         net.to_empty(device="cpu")
     net.load_state_dict(dict(weights), strict=True)
 

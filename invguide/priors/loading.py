@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,14 @@ from invguide.errors import InputError, suggest
 from invguide.prior import Prior
 from invguide.priors.adm_checkpoints import is_adm, load_adm
 from invguide.priors.checkpoint_file import load_strictly, metadata, read_weights, versions
-from invguide.priors.embedded import load_embedded
+from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
+from invguide.priors.diffusers_folder import download, load_diffusers, unet2d
+from invguide.priors.edm_checkpoints import is_edm, load_edm
+from invguide.priors.embedded import EMBEDDED, load_embedded
 from invguide.priors.network import from_network
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NOT_SETTINGS = ("net", "weights", "source", "folder")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -33,7 +39,10 @@ class Family:
     load: Callable[..., Prior]
 
 
-FAMILIES = (Family("guided-diffusion (ADM)", is_adm, load_adm),)
+FAMILIES = (
+    Family("guided-diffusion (ADM)", is_adm, load_adm),
+    Family("EDM (DhariwalUNet)", is_edm, load_edm),
+)
 
 
 def load(
@@ -52,8 +61,16 @@ def load(
             "first argument"
         )
     name = str(where)
-    if Path(name).is_file() or name.endswith(SUFFIXES):
+    if name not in EMBEDDED and (Path(name).is_file() or name.endswith(SUFFIXES)):
         return _from_file(Path(name), entry, settings)
+    if entry is not None:
+        raise InputError(
+            f"entry= picks a part of a weights file, and {name!r} is none: leave it out"
+        )
+    if name not in EMBEDDED and (Path(name).is_dir() or HUB_ID.fullmatch(name)):
+        _check_settings(settings, load_diffusers, from_network)
+        folder = Path(name) if Path(name).is_dir() else download(name)
+        return load_diffusers(folder, **settings)
     _check_settings(settings)
     return load_embedded(name)
 
@@ -62,18 +79,23 @@ def _from_module(
     net: nn.Module, weights: str | Path | None, entry: str | None, settings: dict[str, Any]
 ) -> Prior:
     if isinstance(net, Prior):
-        if weights is not None or settings:
+        if weights or entry or settings:
             raise InputError("a Prior is taken as it is: leave the other arguments out")
         return net
-    _check_settings(settings, from_network)
+    deepinv = is_deepinv(net) and "predicts" not in settings
+    _check_settings(settings, from_network, *((load_deepinv,) if deepinv else ()))
     missing = [name for name in ("predicts", "schedule") if name not in settings]
-    if missing:
+    if missing and not deepinv:
         raise InputError(
             f"a network does not tell how it was trained: pass {' and '.join(f'{m}=' for m in missing)}, such as "
             "predicts='eps', schedule='linear-vp'; invguide.priors.from_network lists them"
         )
     if weights is not None:
         load_strictly(net, read_weights(weights, entry), weights)
+    if deepinv:
+        return load_deepinv(net, **settings)
+    if any(kind.__name__ == "UNet2DModel" for kind in type(net).__mro__):
+        net = unet2d(net)
     return from_network(net, **settings)
 
 
@@ -101,7 +123,7 @@ def _check_settings(settings: Mapping[str, Any], *loaders: Callable[..., Prior])
         name
         for loader in loaders
         for name, parameter in inspect.signature(loader).parameters.items()
-        if parameter.kind != parameter.VAR_KEYWORD and name not in ("net", "weights", "source")
+        if parameter.kind != parameter.VAR_KEYWORD and name not in NOT_SETTINGS
     }
     for name in settings:
         if name not in known:

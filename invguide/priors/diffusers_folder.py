@@ -1,0 +1,203 @@
+"""Models saved by diffusers: a network, its configuration and that of its scheduler, which says what it predicts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invguide.errors import CheckpointError, InputError, MissingPackageError, require
+from invguide.priors.checkpoint_file import load_strictly, read_weights
+from invguide.priors.labels import WithLabels
+from invguide.priors.network import (
+    NetworkPrior,
+    cosine_betas,
+    from_network,
+    linear_betas,
+    scaled_linear_betas,
+)
+
+NETWORKS = ("UNet2DModel",)
+PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+WEIGHTS = tuple(
+    f"diffusion_pytorch_model{kind}"
+    for kind in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+)
+# Names of attention weights in files written before diffusers 0.14.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+MOST_STEPS = 100_000  # of a noise schedule; more than 1000 are rare
+
+
+def download(repository: str) -> Path:
+    """Fetch a model of the Hugging Face hub with their own client, small files first, and return its folder.
+
+    Raises:
+        InputError: There is no such model, or none of a kind that can be loaded.
+    """
+    hub = require(
+        "huggingface_hub", f"downloading {repository!r}", install="'invguide[diffusers]'"
+    )
+    try:
+        folder = Path(hub.snapshot_download(repository, allow_patterns=["*.json"]))
+        place = _network_folder(folder)
+        _read_network_config(place)  # a refusal comes before gigabytes
+        pattern = (place.relative_to(folder) / WEIGHTS[0]).as_posix()
+        return Path(hub.snapshot_download(repository, allow_patterns=["*.json", pattern]))
+    except (InputError, MissingPackageError):
+        raise
+    except Exception as error:  # of the client and of the network, of many kinds
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"{repository!r} is no embedded prior, no file or folder here, and cannot be had from the Hugging "
+            f"Face hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def load_diffusers(
+    folder: Path, *, shape: tuple[int | None, ...] | None = None, **settings: Any
+) -> NetworkPrior:
+    """Return the prior of a folder of diffusers: of a whole pipeline, or of its network.
+
+    Args:
+        folder: With config.json or unet/config.json, weights beside it, and scheduler_config.json in it, in
+            scheduler/, or in ../scheduler/.
+        shape: Of one sample; by default the one in the configuration.
+        settings: As for `from_network`, in place of what the scheduler says.
+
+    Raises:
+        CheckpointError: Something is missing, damaged, or does not fit.
+        InputError: A network or scheduler that is not known here.
+        MissingPackageError: diffusers is not installed.
+    """
+    place = _network_folder(folder)
+    config = _read_network_config(place)
+    told = {"predicts", "schedule"} <= settings.keys()
+    training = {} if told else convention(_scheduler_config(place))
+    files = [place / name for name in WEIGHTS if (place / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{place} has no weights; expected {WEIGHTS[0]} beside config.json")
+    diffusers = require("diffusers", "a folder of diffusers", install="'invguide[diffusers]'")
+    try:
+        with torch.device("meta"):  # shapes are compared before memory is taken
+            net = diffusers.UNet2DModel.from_config(config)
+    except Exception as error:  # whatever diffusers makes of wrong settings
+        raise CheckpointError(
+            f"{place}/config.json is refused by diffusers ({type(error).__name__}: {error}); download or save "
+            "the folder again"
+        ) from error
+    load_strictly(net, _modern(read_weights(files[0])), files[0])
+    size = config.get("sample_size")
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    multiple = 2 ** (len(config["block_out_channels"]) - 1)
+    return from_network(
+        unet2d(net),
+        **{"multiple": multiple, **training, **settings},
+        shape=shape or (config["in_channels"], height, width),
+    )
+
+
+def unet2d(net: nn.Module) -> WithLabels:
+    """Return a diffusers.UNet2DModel as net(x, time, label=...)."""
+    embedding = getattr(net, "class_embedding", None)
+    return WithLabels(net, int(getattr(embedding, "num_embeddings", 0)))
+
+
+def convention(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the arguments of `from_network` off the configuration of a scheduler.
+
+    Raises:
+        InputError: A scheduler, noise schedule or prediction that is not known here.
+    """
+    name = scheduler.get("_class_name", "")
+    if name == "ScoreSdeVeScheduler":  # score_sde: images in [0, 1], time is sigma
+        levels = {key: float(scheduler[key]) for key in ("sigma_min", "sigma_max")}
+        return {"predicts": "score", "schedule": "ve", "data_range": (0.0, 1.0), **levels}
+    if name.startswith("FlowMatch"):
+        steps = float(scheduler["num_train_timesteps"])
+        return {"predicts": "flow", "schedule": "flow", "time_scale": steps}
+    prediction = scheduler.get("prediction_type", "epsilon")  # older ones had no other
+    if "beta_schedule" not in scheduler or prediction not in PREDICTS:
+        raise InputError(
+            f"the scheduler {name or 'without a name'} (prediction_type {prediction!r}) is not known here: pass "
+            "predicts= and schedule=, as invguide.priors.from_network lists them"
+        )
+    return {"predicts": PREDICTS[prediction], "schedule": alphas_bar(scheduler)}
+
+
+def alphas_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    """Return the cumulative products of 1 - beta, (T,), as float64."""
+    steps, kind = int(scheduler.get("num_train_timesteps", 1000)), scheduler["beta_schedule"]
+    if not 2 <= steps <= MOST_STEPS:
+        raise InputError(f"num_train_timesteps is {steps}; expected 2 to {MOST_STEPS}")
+    start, end = float(scheduler.get("beta_start", 1e-4)), float(scheduler.get("beta_end", 0.02))
+    if scheduler.get("trained_betas") is not None:
+        betas = torch.as_tensor(scheduler["trained_betas"], dtype=torch.float64)
+    elif kind == "linear":
+        betas = linear_betas(start, end, steps)
+    elif kind == "scaled_linear":
+        betas = scaled_linear_betas(start, end, steps)
+    elif kind == "squaredcos_cap_v2":
+        betas = cosine_betas(steps)
+    else:
+        raise InputError(
+            f"beta_schedule {kind!r} is not known here: pass schedule=, its cumulative products of 1 - beta"
+        )
+    products = (1 - betas).cumprod(0)
+    if scheduler.get("rescale_betas_zero_snr"):  # Lin et al. 2023, algorithm 1
+        root = products.sqrt()
+        products = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return products
+
+
+def _network_folder(folder: Path) -> Path:
+    for place in (folder, folder / "unet"):
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"{folder} has no config.json, nor unet/config.json; expected a folder saved by diffusers, or the path "
+        "of a weights file"
+    )
+
+
+def _scheduler_config(place: Path) -> Mapping[str, Any]:
+    for folder in (place, place / "scheduler", place.parent / "scheduler"):
+        if (folder / "scheduler_config.json").is_file():
+            return _read_json(folder / "scheduler_config.json")
+    raise InputError(
+        f"{place} has no scheduler_config.json, which says what the network predicts: pass predicts= and "
+        "schedule=, as invguide.priors.from_network lists them"
+    )
+
+
+def _read_network_config(place: Path) -> dict[str, Any]:
+    config = _read_json(place / "config.json")
+    if config.get("_class_name") not in NETWORKS:
+        raise InputError(
+            f"{place} holds a {config.get('_class_name', 'network without a name')}; of diffusers, only "
+            f"{', '.join(NETWORKS)} can be loaded from a folder. Wrap another network yourself: load_prior(net, "
+            "predicts=..., schedule=...)"
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error}); download or save the folder again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no settings; download or save the folder again")
+    return content
+
+
+def _modern(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give attention weights of old files their present names."""
+    old = re.compile(rf"\.({'|'.join(RENAMED)})\.(weight|bias)$")
+    return {old.sub(lambda m: f".{RENAMED[m[1]]}.{m[2]}", k): v for k, v in weights.items()}

@@ -1,0 +1,281 @@
+"""load_prior: each family's own files and objects give the family's own E[x0 | x]; what does not fit is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import invguide as ig
+from invguide.errors import CheckpointError, InputError
+from invguide.operators import Inpainting
+from invguide.priors import loading
+from invguide.priors.adm import ADM, Architecture
+from invguide.rng import Noise
+from invguide.solvers import DPS
+
+SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
+
+
+def randomised(net: Any) -> Any:
+    """Random output layers too, which many networks start at zero, and biases and norms that differ."""
+    for p in net.parameters():
+        if p.ndim < 2:
+            nn.init.normal_(p, 0.5, 0.1)
+        elif not p.any():
+            nn.init.normal_(p, 0.0, p[0].numel() ** -0.5)
+    return net.eval()
+
+
+def error(
+    prior: ig.Prior, expected: Callable[[Tensor, Tensor], Tensor], **condition: Any
+) -> float:
+    """Largest difference at five levels, relative to that of the output of a network of order one."""
+    worst = 0.0
+    for sigma in SIGMAS:
+        if not prior.sigma_min <= sigma <= prior.sigma_max:
+            continue
+        x = torch.randn(2, *(size or 16 for size in prior.shape)) * max(1.0, sigma)
+        with torch.no_grad():
+            difference = prior.denoise(x, sigma, **condition) - expected(x, torch.tensor(sigma))
+        worst = max(worst, float(difference.abs().max()) / max(1.0, sigma))
+    return worst
+
+
+# ---- deepinv and EDM
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    return pytest.importorskip("deepinv.models")
+
+
+def in_minus_one_to_one(net: Any, **condition: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser of images in [0, 1] for images in [-1, 1]: both x and sigma are halved."""
+    return lambda x, sigma: 2 * net(0.5 * x + 0.5, 0.5 * sigma, **condition) - 1
+
+
+def test_deepinv_image_denoiser(models: Any):
+    net = randomised(models.DRUNet(3, 3, nc=[8, 8, 8, 8], nb=1, pretrained=None))
+    prior = ig.load_prior(net, sigma_max=80.0, shape=(3, 16, 16))
+    assert error(prior, in_minus_one_to_one(net)) < 1e-5
+    assert ig.load_prior(net).sigma_max == pytest.approx(100 / 255)
+    assert ig.load_prior(net).to_data(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("trained_on", [False, True])
+def test_deepinv_class_conditional(models: Any, trained_on: bool):
+    net = randomised(
+        models.ADMUNet(
+            img_resolution=16,
+            label_dim=4,
+            model_channels=64,
+            channel_mult=(1, 2),
+            num_blocks=1,
+            attn_resolutions=[8],
+            pretrained=None,
+            _was_trained_on_minus_one_one=trained_on,
+        )
+    )
+    prior = ig.load_prior(net, shape=(3, 16, 16))
+    rows = torch.tensor([[0.0, 0, 0, 1], [1, 0, 0, 0]])
+    condition = {"label": torch.tensor([3, 0])}
+    # The output is about ten times as large as x here, in float32.
+    assert error(prior, in_minus_one_to_one(net, class_labels=rows), **condition) < 1e-4
+    wrong = {"label": torch.tensor([0, 3])}
+    assert error(prior, in_minus_one_to_one(net, class_labels=rows), **wrong) > 1e-2
+    assert (prior.sigma_min, prior.sigma_max) == ((0.002, 80.0) if trained_on else (0.004, 160.0))
+
+
+def test_deepinv_diffunet_without_its_clipping(models: Any):
+    net = randomised(models.DiffUNet(pretrained=None))
+    prior = ig.load_prior(net)
+    k, x = 400, torch.randn(1, 3, 32, 32)
+    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[k]
+    with torch.no_grad():
+        eps = net.forward_diffusion(math.sqrt(bar) * x, torch.tensor([k]))[:, :3]
+    sigma = math.sqrt(1 / bar - 1)
+    expected = x - sigma * eps
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(prior.denoise(x, sigma), expected, rtol=1e-5, atol=1e-5)
+    clipped = in_minus_one_to_one(net)(x, torch.tensor([sigma]))
+    # At a step of the table, its own denoiser is the same but for the clipping.
+    torch.testing.assert_close(expected.clamp(-1, 1), clipped, rtol=0, atol=1e-3)
+
+
+def test_deepinv_wrapper_that_clips(models: Any):
+    net = models.ScoreModelWrapper(nn.Identity(), sigma_t=lambda t: t, scale_t=lambda t: 1.0)
+    with pytest.raises(InputError, match=r"cuts its output off.*clip_output=False"):
+        ig.load_prior(net)
+
+
+@pytest.mark.parametrize("labels", [0, 4])
+def test_edm_file(models: Any, tmp_path: Path, labels: int):
+    arguments: Any = {
+        "img_resolution": 16,
+        "in_channels": 1,
+        "out_channels": 1,
+        "label_dim": labels,
+        "model_channels": 128,
+        "channel_mult": (1, 1) if labels else (1,),
+        "num_blocks": 1,
+        "attn_resolutions": [8],
+    }
+    net = randomised(models.ADMUNet(**arguments, pretrained=None, pixel_std=0.5))
+    inverse_bench = {"ema": {f"model.{k}": v for k, v in net.state_dict().items()}, "net": {}}
+    torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
+    prior = ig.load_prior(tmp_path / "fwi-5m.pt")
+    assert (prior.shape, prior.sigma_data) == ((1, 16, 16), 0.5)
+    label = torch.tensor([1, 2]) if labels else None
+    rows = torch.eye(4)[[1, 2]] if labels else None
+
+    def preconditioned(
+        x: Tensor, sigma: Tensor
+    ) -> Tensor:  # table 1 of Karras et al., sigma_data 0.5
+        total = sigma**2 + 0.25
+        raw = net.forward_unet(x / total.sqrt(), sigma.log().expand(len(x)) / 4, class_labels=rows)
+        return 0.25 / total * x + 0.5 * sigma / total.sqrt() * raw
+
+    condition = {"label": label} if labels else {}
+    assert error(prior, preconditioned, **condition) < 1e-5
+    other = ig.load_prior(tmp_path / "fwi-5m.pt", sigma_data=1.0)
+    assert error(other, preconditioned, **condition) > 1e-2
+    del inverse_bench["ema"]["model.out_conv.bias"]
+    torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
+    with pytest.raises(CheckpointError, match=r"1 missing, such as out_conv\.bias"):
+        ig.load_prior(tmp_path / "fwi-5m.pt")
+
+
+def test_narrow_edm_networks_are_refused(models: Any, tmp_path: Path):
+    net = models.ADMUNet(
+        16, 1, 1, model_channels=64, channel_mult=(1,), num_blocks=1, pretrained=None
+    )
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(
+        CheckpointError, match=r"channels \[64\], expected multiples of 64, 128 up"
+    ):
+        ig.load_prior(tmp_path / "w.pt")
+
+
+# ---- a network of one's own
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.layer(x) + time.reshape(-1, 1, 1, 1) / 1000
+
+
+def test_a_network_and_its_file(tmp_path: Path):
+    source = randomised(Net())
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}},
+        tmp_path / "w.pt",
+    )
+    prior = ig.load_prior(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
+    expected = ig.priors.from_network(source, "v", "cosine-vp")
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(prior.denoise(x, 0.5), expected.denoise(x, 0.5))
+    assert ig.load_prior(prior) is prior
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(
+        CheckpointError, match=r"does not fit Net \(2 missing, such as layer\.weight"
+    ):
+        ig.load_prior(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (Net(), {}, "pass predicts= and schedule=, such as"),
+    (Net(), {"predicts": "eps"}, "pass schedule=, such as"),
+    (Net(), {"predicts": "eps", "schedule": "linear-vp", "qkv_order": "new"}, "got qkv_order="),
+    ("natural-tiny", {"predicts": "eps"}, "an embedded prior has no settings"),
+    ("natural-tiny", {"weights": "w.pt"}, "weights= fills a network that you pass"),
+    ("natural-tiny", {"entry": "ema"}, "entry= picks a part of a weights file"),
+    ("no-such.ckpt", {}, r"there is no file no-such\.ckpt"),
+    ("folder", {}, r"folder has no config\.json"),
+    (
+        "other.pt",
+        {},
+        r"holds 1 tensors \(layer\.weight, \.\.\.\) of no network that is recognised",
+    ),
+]
+
+
+@pytest.mark.parametrize(("where", "settings", "message"), REFUSED)
+def test_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, settings: Any, message: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=message):
+        ig.load_prior(where, **settings)
+
+
+def test_a_prior_takes_no_settings():
+    with pytest.raises(InputError, match="a Prior is taken as it is"):
+        ig.load_prior(ig.load_prior("natural-tiny"), shape=(3, 8, 8))
+
+
+def test_a_family_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = SimpleNamespace(settings=None)
+
+    def load(weights: Any, source: Any, *, width: int) -> ig.Prior:
+        made.settings = (sorted(weights), source.name, width)
+        return ig.load_prior("natural-tiny")
+
+    mine = loading.Family("mine", lambda weights: "mine" in weights, load)
+    monkeypatch.setattr(loading, "FAMILIES", (*loading.FAMILIES, mine))
+    torch.save({"module.mine": torch.zeros(1)}, tmp_path / "w.pt")
+    ig.load_prior(tmp_path / "w.pt", width=3)
+    assert made.settings == (["mine"], "w.pt", 3)
+
+
+# ---- DPS in the coordinates of the family
+
+
+def test_dps_equals_dps_of_the_paper_by_hand(tmp_path: Path):
+    """Algorithm 1 of Chung et al. on x_t = sqrt(abar) x0 + sqrt(1 - abar) n, over 10 of the 1000 steps of DDPM."""
+    architecture = Architecture(3, 6, 32, (32, 64), (False, True), 1)
+    net = randomised(ADM(architecture, num_heads=2, qkv_order="new"))
+    net.requires_grad_(False)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    prior = ig.load_prior(tmp_path / "w.pt", num_heads=2, qkv_order="new", shape=(3, 8, 8))
+    mask = (torch.rand(1, 8, 8) < 0.5).float()
+    y = mask * torch.rand(1, 3, 8, 8)
+    steps, zeta = [300, 270, 240, 210, 180, 150, 100, 50, 20, 5], 0.2
+    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[steps]
+
+    noise = Noise(0, ((0, 0),), (3, 8, 8))
+    x_t, x0 = math.sqrt(1 - bar[0]) * noise("init"), torch.zeros(())
+    for k, step in enumerate(steps):
+        x_t = x_t.detach().requires_grad_()
+        eps = net(x_t, torch.tensor([float(step)]))[:, :3]
+        x0 = (x_t - math.sqrt(1 - bar[k]) * eps) / math.sqrt(bar[k])
+        residual = (mask * (2 * y - 1 - x0)).norm()  # pixels in [-1, 1], as in the released code
+        (slope,) = torch.autograd.grad(residual, x_t)
+        before = bar[k + 1] if k + 1 < len(steps) else 1.0
+        beta = 1 - bar[k] / before
+        mean = math.sqrt(before) * beta / (1 - bar[k]) * x0
+        mean = mean + math.sqrt(bar[k] / before) * (1 - before) / (1 - bar[k]) * x_t
+        spread = math.sqrt((1 - before) / (1 - bar[k]) * beta)
+        x_t = mean + spread * noise.at(k)() - zeta * slope
+
+    x0 = x0.detach()
+    levels = (*np.sqrt(1 / bar - 1).tolist(), 0.0)
+    solver = DPS(num_steps=10, guidance_scale=zeta, weight="official", schedule=levels)
+    result = ig.solve(y, Inpainting(mask=mask), prior, sigma_y=0.3, solver=solver, seed=0)
+    assert float((prior.to_normalised(result.samples[0]) - x0).abs().max()) < 1e-4
+    other = ig.load_prior(tmp_path / "w.pt", num_heads=2, qkv_order="legacy", shape=(3, 8, 8))
+    wrong = ig.solve(y, Inpainting(mask=mask), other, sigma_y=0.3, solver=solver, seed=0)
+    assert float((prior.to_normalised(wrong.samples[0]) - x0).abs().max()) > 1e-2
