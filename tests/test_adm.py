@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import invguide as ig
 from invguide.errors import CheckpointError, InputError
 from invguide.priors import adm_checkpoints
 from invguide.priors.adm import ADM, Architecture, Attention, sinusoids
 from invguide.priors.adm_checkpoints import PRESETS, Preset, infer_architecture
+from invguide.priors.loading import load
 
 TINY = Architecture(
     image_channels=3,
@@ -198,7 +198,7 @@ def ddpm_denoised(net: ADM, x: Tensor, k: int, label: Tensor | None) -> tuple[Te
 @pytest.mark.parametrize("name", ["legacy", "new"])
 def test_round_trip_through_a_file(tmp_path: Path, name: str):
     net = save(tmp_path / "mine.pt", name)
-    prior = ig.load_prior(tmp_path / "mine.pt", **CASES[name][1])
+    prior = load(tmp_path / "mine.pt", **CASES[name][1])
     assert prior.shape == (3, None, None)
     x, _, *label = inputs(CASES[name][0])
     condition = {"label": label[0]} if label else {}
@@ -216,7 +216,7 @@ def test_round_trip_through_a_file(tmp_path: Path, name: str):
 
 def test_gradients_reach_x_though_weights_are_frozen(tmp_path: Path):
     save(tmp_path / "mine.pt", "legacy")
-    prior = ig.load_prior(tmp_path / "mine.pt", num_head_channels=16, qkv_order="legacy")
+    prior = load(tmp_path / "mine.pt", num_head_channels=16, qkv_order="legacy")
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(prior.denoise(x, 0.5)[0].sum(), x)
     assert gradient[0].abs().max() > 0
@@ -236,7 +236,7 @@ def test_a_preset_or_a_published_name_tells_the_rest(
     tiny_preset(monkeypatch)
     for name, options in (("mine", {"preset": "tiny"}), ("tiny_published", {})):
         net = save(tmp_path / f"{name}.pt", "legacy")
-        prior = ig.load_prior(tmp_path / f"{name}.pt", **options)
+        prior = load(tmp_path / f"{name}.pt", **options)
         assert prior.shape == (3, 16, 16)
         x = torch.randn(1, 3, 16, 16)
         expected, sigma = ddpm_denoised(net, x, 300, None)
@@ -268,7 +268,7 @@ def test_refusals(
     tiny_preset(monkeypatch)
     save(tmp_path / "mine.pt", name)
     with pytest.raises(InputError, match=message):
-        ig.load_prior(tmp_path / "mine.pt", **options)
+        load(tmp_path / "mine.pt", **options)
 
 
 def drop(weights: dict[str, Tensor]) -> None:
@@ -314,4 +314,4 @@ def test_weights_that_do_not_fit(tmp_path: Path, damage: Callable[..., None], me
     damage(weights)
     torch.save(weights, tmp_path / "mine.pt")
     with pytest.raises(CheckpointError, match=message):
-        ig.load_prior(tmp_path / "mine.pt", num_head_channels=16, qkv_order="legacy")
+        load(tmp_path / "mine.pt", num_head_channels=16, qkv_order="legacy")

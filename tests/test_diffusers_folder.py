@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import invguide as ig
 from invguide.errors import CheckpointError, InputError, MissingPackageError
 from invguide.priors import diffusers_folder
+from invguide.priors.loading import load
 
 
 def randomised(net: nn.Module) -> Any:
@@ -71,7 +72,7 @@ def test_diffusers_pipeline(
     )
     net.save_pretrained(tmp_path / "unet")
     scheduler.save_pretrained(tmp_path / "scheduler")
-    prior = ig.load_prior(tmp_path)
+    prior = load(tmp_path)
     assert prior.shape == (3, 16, 16)
     label = torch.tensor([2, 0]) if labelled else None
     condition = {"label": label} if labelled else {}
@@ -95,8 +96,8 @@ def test_a_wrong_prediction_type_is_another_denoiser(diffusers: Any, tmp_path: P
     net.save_pretrained(tmp_path)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
     scheduler.save_pretrained(tmp_path)
-    right, wrong = ig.load_prior(tmp_path), ig.load_prior(tmp_path, predicts="eps")
-    wrong_betas = ig.load_prior(tmp_path, schedule="cosine-vp")
+    right, wrong = load(tmp_path), load(tmp_path, predicts="eps")
+    wrong_betas = load(tmp_path, schedule="cosine-vp")
     x = torch.randn(2, 3, 16, 16)
     expected = pred_original_sample(scheduler, net, x, 400)
     sigma = float((1 / scheduler.alphas_cumprod[400] - 1).sqrt())
@@ -119,13 +120,13 @@ def save_folder(diffusers: Any, folder: Path, **scheduler: Any) -> Any:
 def test_layouts_and_old_files(diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net = save_folder(diffusers, tmp_path / "flat")
     x = torch.randn(1, 3, 16, 16)
-    expected = ig.load_prior(tmp_path / "flat").denoise(x, 0.7)
+    expected = load(tmp_path / "flat").denoise(x, 0.7)
     assert expected.std() > 0.1
 
     pipeline = diffusers.DDPMPipeline(net, diffusers.DDPMScheduler(clip_sample=False))
     pipeline.save_pretrained(tmp_path / "pipeline")
     for folder in ("pipeline", "pipeline/unet"):
-        assert torch.equal(ig.load_prior(tmp_path / folder).denoise(x, 0.7), expected)
+        assert torch.equal(load(tmp_path / folder).denoise(x, 0.7), expected)
 
     # Names of attention weights before diffusers 0.14, in a pickle.
     weights = load_file(tmp_path / "flat" / "diffusion_pytorch_model.safetensors")
@@ -139,22 +140,22 @@ def test_layouts_and_old_files(diffusers: Any, tmp_path: Path, monkeypatch: pyte
     assert any(".query." in name for name in weights)
     (tmp_path / "flat" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(weights, tmp_path / "flat" / "diffusion_pytorch_model.bin")
-    assert torch.equal(ig.load_prior(tmp_path / "flat").denoise(x, 0.7), expected)
+    assert torch.equal(load(tmp_path / "flat").denoise(x, 0.7), expected)
 
     # The network as an object, and a folder without a scheduler.
     told: Any = {"predicts": "eps", "schedule": "linear-vp"}
-    as_object = ig.load_prior(net, **told, shape=(3, 16, 16))
+    as_object = load(net, **told, shape=(3, 16, 16))
     torch.testing.assert_close(as_object.denoise(x, 0.7), expected)
     (tmp_path / "flat" / "scheduler_config.json").unlink()
-    assert torch.equal(ig.load_prior(tmp_path / "flat", **told).denoise(x, 0.7), expected)
+    assert torch.equal(load(tmp_path / "flat", **told).denoise(x, 0.7), expected)
     with pytest.raises(
         InputError, match=r"no scheduler_config\.json, .*pass predicts= and schedule="
     ):
-        ig.load_prior(tmp_path / "flat")
+        load(tmp_path / "flat")
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'invguide\[diffusers\]'"):
-        ig.load_prior(tmp_path / "pipeline")
+        load(tmp_path / "pipeline")
 
 
 def test_hub_ids_go_through_their_own_client(
@@ -171,7 +172,7 @@ def test_hub_ids_go_through_their_own_client(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     save_folder(diffusers, tmp_path)
-    assert ig.load_prior("someone/ddpm-faces").shape == (3, 16, 16)
+    assert load("someone/ddpm-faces").shape == (3, 16, 16)
     assert asked == [["*.json"], ["*.json", "diffusion_pytorch_model.safetensors"]]
 
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
@@ -179,7 +180,7 @@ def test_hub_ids_go_through_their_own_client(
     with pytest.raises(
         InputError, match="holds a UNet2DConditionModel; of diffusers, only UNet2DModel"
     ):
-        ig.load_prior("someone/ddpm-faces")
+        load("someone/ddpm-faces")
     assert asked == [["*.json"]]  # refused before the weights are fetched
 
     def offline(*_: Any, **__: Any) -> str:
@@ -187,7 +188,7 @@ def test_hub_ids_go_through_their_own_client(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(InputError, match=r"no embedded prior, no file or folder here, .*no route"):
-        ig.load_prior("someone/ddpm-faces")
+        load("someone/ddpm-faces")
 
 
 @pytest.mark.parametrize(
@@ -290,4 +291,4 @@ def test_damaged_folders(
     save_folder(diffusers, tmp_path)
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        ig.load_prior(tmp_path)
+        load(tmp_path)

@@ -18,6 +18,7 @@ from invguide.errors import CheckpointError, InputError
 from invguide.operators import Inpainting
 from invguide.priors import loading
 from invguide.priors.adm import ADM, Architecture
+from invguide.priors.loading import load
 from invguide.rng import Noise
 from invguide.solvers import DPS
 
@@ -64,10 +65,10 @@ def in_minus_one_to_one(net: Any, **condition: Any) -> Callable[[Tensor, Tensor]
 
 def test_deepinv_image_denoiser(models: Any):
     net = randomised(models.DRUNet(3, 3, nc=[8, 8, 8, 8], nb=1, pretrained=None))
-    prior = ig.load_prior(net, sigma_max=80.0, shape=(3, 16, 16))
+    prior = load(net, sigma_max=80.0, shape=(3, 16, 16))
     assert error(prior, in_minus_one_to_one(net)) < 1e-5
-    assert ig.load_prior(net).sigma_max == pytest.approx(100 / 255)
-    assert ig.load_prior(net).to_data(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
+    assert load(net).sigma_max == pytest.approx(100 / 255)
+    assert load(net).to_data(torch.tensor([-1.0, 1.0])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("trained_on", [False, True])
@@ -84,7 +85,7 @@ def test_deepinv_class_conditional(models: Any, trained_on: bool):
             _was_trained_on_minus_one_one=trained_on,
         )
     )
-    prior = ig.load_prior(net, shape=(3, 16, 16))
+    prior = load(net, shape=(3, 16, 16))
     rows = torch.tensor([[0.0, 0, 0, 1], [1, 0, 0, 0]])
     condition = {"label": torch.tensor([3, 0])}
     # The output is about ten times as large as x here, in float32.
@@ -96,7 +97,7 @@ def test_deepinv_class_conditional(models: Any, trained_on: bool):
 
 def test_deepinv_diffunet_without_its_clipping(models: Any):
     net = randomised(models.DiffUNet(pretrained=None))
-    prior = ig.load_prior(net)
+    prior = load(net)
     k, x = 400, torch.randn(1, 3, 32, 32)
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[k]
     with torch.no_grad():
@@ -113,7 +114,7 @@ def test_deepinv_diffunet_without_its_clipping(models: Any):
 def test_deepinv_wrapper_that_clips(models: Any):
     net = models.ScoreModelWrapper(nn.Identity(), sigma_t=lambda t: t, scale_t=lambda t: 1.0)
     with pytest.raises(InputError, match=r"cuts its output off.*clip_output=False"):
-        ig.load_prior(net)
+        load(net)
 
 
 @pytest.mark.parametrize("labels", [0, 4])
@@ -131,7 +132,7 @@ def test_edm_file(models: Any, tmp_path: Path, labels: int):
     net = randomised(models.ADMUNet(**arguments, pretrained=None, pixel_std=0.5))
     inverse_bench = {"ema": {f"model.{k}": v for k, v in net.state_dict().items()}, "net": {}}
     torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
-    prior = ig.load_prior(tmp_path / "fwi-5m.pt")
+    prior = load(tmp_path / "fwi-5m.pt")
     assert (prior.shape, prior.sigma_data) == ((1, 16, 16), 0.5)
     label = torch.tensor([1, 2]) if labels else None
     rows = torch.eye(4)[[1, 2]] if labels else None
@@ -145,12 +146,12 @@ def test_edm_file(models: Any, tmp_path: Path, labels: int):
 
     condition = {"label": label} if labels else {}
     assert error(prior, preconditioned, **condition) < 1e-5
-    other = ig.load_prior(tmp_path / "fwi-5m.pt", sigma_data=1.0)
+    other = load(tmp_path / "fwi-5m.pt", sigma_data=1.0)
     assert error(other, preconditioned, **condition) > 1e-2
     del inverse_bench["ema"]["model.out_conv.bias"]
     torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
     with pytest.raises(CheckpointError, match=r"1 missing, such as out_conv\.bias"):
-        ig.load_prior(tmp_path / "fwi-5m.pt")
+        load(tmp_path / "fwi-5m.pt")
 
 
 def test_narrow_edm_networks_are_refused(models: Any, tmp_path: Path):
@@ -161,7 +162,7 @@ def test_narrow_edm_networks_are_refused(models: Any, tmp_path: Path):
     with pytest.raises(
         CheckpointError, match=r"channels \[64\], expected multiples of 64, 128 up"
     ):
-        ig.load_prior(tmp_path / "w.pt")
+        load(tmp_path / "w.pt")
 
 
 # ---- a network of one's own
@@ -182,16 +183,16 @@ def test_a_network_and_its_file(tmp_path: Path):
         {"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}},
         tmp_path / "w.pt",
     )
-    prior = ig.load_prior(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
+    prior = load(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
     expected = ig.priors.from_network(source, "v", "cosine-vp")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(prior.denoise(x, 0.5), expected.denoise(x, 0.5))
-    assert ig.load_prior(prior) is prior
+    assert load(prior) is prior
     torch.save({"weight": torch.zeros(3)}, tmp_path / "w.pt")
     with pytest.raises(
         CheckpointError, match=r"does not fit Net \(2 missing, such as layer\.weight"
     ):
-        ig.load_prior(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
+        load(Net(), weights=tmp_path / "w.pt", predicts="v", schedule="cosine-vp")
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
@@ -219,25 +220,25 @@ def test_refusals(
     (tmp_path / "folder").mkdir()
     torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=message):
-        ig.load_prior(where, **settings)
+        load(where, **settings)
 
 
 def test_a_prior_takes_no_settings():
     with pytest.raises(InputError, match="a Prior is taken as it is"):
-        ig.load_prior(ig.load_prior("natural-tiny"), shape=(3, 8, 8))
+        load(ig.load_prior("natural-tiny"), shape=(3, 8, 8))
 
 
 def test_a_family_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = SimpleNamespace(settings=None)
 
-    def load(weights: Any, source: Any, *, width: int) -> ig.Prior:
+    def make(weights: Any, source: Any, *, width: int) -> ig.Prior:
         made.settings = (sorted(weights), source.name, width)
         return ig.load_prior("natural-tiny")
 
-    mine = loading.Family("mine", lambda weights: "mine" in weights, load)
+    mine = loading.Family("mine", lambda weights: "mine" in weights, make)
     monkeypatch.setattr(loading, "FAMILIES", (*loading.FAMILIES, mine))
     torch.save({"module.mine": torch.zeros(1)}, tmp_path / "w.pt")
-    ig.load_prior(tmp_path / "w.pt", width=3)
+    load(tmp_path / "w.pt", width=3)
     assert made.settings == (["mine"], "w.pt", 3)
 
 
@@ -250,7 +251,7 @@ def test_dps_equals_dps_of_the_paper_by_hand(tmp_path: Path):
     net = randomised(ADM(architecture, num_heads=2, qkv_order="new"))
     net.requires_grad_(False)
     torch.save(net.state_dict(), tmp_path / "w.pt")
-    prior = ig.load_prior(tmp_path / "w.pt", num_heads=2, qkv_order="new", shape=(3, 8, 8))
+    prior = load(tmp_path / "w.pt", num_heads=2, qkv_order="new", shape=(3, 8, 8))
     mask = (torch.rand(1, 8, 8) < 0.5).float()
     y = mask * torch.rand(1, 3, 8, 8)
     steps, zeta = [300, 270, 240, 210, 180, 150, 100, 50, 20, 5], 0.2
@@ -276,6 +277,6 @@ def test_dps_equals_dps_of_the_paper_by_hand(tmp_path: Path):
     solver = DPS(num_steps=10, guidance_scale=zeta, weight="official", schedule=levels)
     result = ig.solve(y, Inpainting(mask=mask), prior, sigma_y=0.3, solver=solver, seed=0)
     assert float((prior.to_normalised(result.samples[0]) - x0).abs().max()) < 1e-4
-    other = ig.load_prior(tmp_path / "w.pt", num_heads=2, qkv_order="legacy", shape=(3, 8, 8))
+    other = load(tmp_path / "w.pt", num_heads=2, qkv_order="legacy", shape=(3, 8, 8))
     wrong = ig.solve(y, Inpainting(mask=mask), other, sigma_y=0.3, solver=solver, seed=0)
     assert float((prior.to_normalised(wrong.samples[0]) - x0).abs().max()) > 1e-2
