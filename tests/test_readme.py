@@ -61,6 +61,10 @@ assert torch.isfinite(result.samples).all()
 assert result.samples.shape == (1, 200, 8), result.samples.shape
 assert abs(result.weights.sum() - 1) < 1e-5
 """,
+    """
+assert result.samples.shape == (1, 2, 3, 64, 64), result.samples.shape
+assert value.shape == (1,) and 0 < gradient.norm() < 1
+""",
 )
 
 
@@ -109,6 +113,7 @@ def test_python_runs(index: int, tmp_path: Path):
         "4 of 4 samples finished; chi2",
         "FunctionOperator(<lambda>): fit for use",
         "'workers': 2",
+        "\nSymplecticAdjoint ",
     )
     assert printed[index] in done.stdout
 
