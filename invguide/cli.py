@@ -426,7 +426,8 @@ def operators() -> None:
 
 @command("priors", app)
 def priors() -> None:
-    """List the priors that ship with the package."""
+    """List the priors that ship with the package, the kinds that can be loaded, and public checkpoints."""
+    from invguide.priors.catalogue import PUBLIC, RECOGNISED
     from invguide.priors.embedded import EMBEDDED, weights_path
 
     for entry in EMBEDDED.values():
@@ -437,6 +438,12 @@ def priors() -> None:
         lines = [entry.description[0].upper() + entry.description[1:]]
         lines.append(f"Card: {card}" if card.exists() else "No model card")
         _print_entry(entry.name, details, lines)
+    print("Whatever else holds a pretrained network (no code of a file is run):\n")
+    for known in RECOGNISED:
+        _print_entry(known.name, [known.line], [known.description])
+    print("Public checkpoints:\n")
+    for known in PUBLIC:
+        _print_entry(known.name, [known.line], [known.description])
 
 
 def _print_entry(name: str, details: Iterable[str], lines: Iterable[str]) -> None:

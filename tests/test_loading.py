@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import invguide as ig
+from invguide.cli import app
 from invguide.errors import CheckpointError, InputError
 from invguide.operators import Inpainting
 from invguide.priors import loading
 from invguide.priors.adm import ADM, Architecture
+from invguide.priors.adm_checkpoints import PRESETS
+from invguide.priors.catalogue import PUBLIC, RECOGNISED
+from invguide.priors.embedded import weights_path
 from invguide.priors.loading import load
 from invguide.rng import Noise
 from invguide.solvers import DPS
@@ -93,6 +99,18 @@ def test_deepinv_class_conditional(models: Any, trained_on: bool):
     wrong = {"label": torch.tensor([0, 3])}
     assert error(prior, in_minus_one_to_one(net, class_labels=rows), **wrong) > 1e-2
     assert (prior.sigma_min, prior.sigma_max) == ((0.002, 80.0) if trained_on else (0.004, 160.0))
+
+
+@pytest.mark.parametrize("kind", ["ncsn", "ddpm"])
+def test_deepinv_ncsnpp(models: Any, kind: str):
+    net = models.NCSNpp(
+        kind, img_resolution=16, in_channels=1, out_channels=1, model_channels=32, channel_mult=(1, 2), num_blocks=1,
+        attn_resolutions=[8], pretrained=None,
+    )  # fmt: skip
+    prior = load(randomised(net))
+    assert prior.shape == (1, None, None)
+    # The output is about ten times as large as x here, in float32.
+    assert error(prior, in_minus_one_to_one(net)) < 1e-4
 
 
 def test_deepinv_diffunet_without_its_clipping(models: Any):
@@ -220,7 +238,7 @@ def test_refusals(
     (tmp_path / "folder").mkdir()
     torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=message):
-        load(where, **settings)
+        ig.load_prior(where, **settings)
 
 
 def test_a_prior_takes_no_settings():
@@ -240,6 +258,32 @@ def test_a_family_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.save({"module.mine": torch.zeros(1)}, tmp_path / "w.pt")
     load(tmp_path / "w.pt", width=3)
     assert made.settings == (["mine"], "w.pt", 3)
+
+
+# ---- what is listed
+
+
+def test_the_command_line_lists_what_can_be_loaded():
+    printed = CliRunner().invoke(app, ["priors"]).stdout
+    for family in loading.FAMILIES:
+        assert f"\n{family.name}  [ig.load_prior(" in printed
+    for preset in PRESETS.values():
+        assert f"\n{preset.name}  [ig.load_prior('{preset.files[0]}.pt')]" in printed
+    for entry in (*RECOGNISED, *PUBLIC):
+        assert f"[{entry.line}]" in printed
+        call = ast.parse(entry.line, mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert ast.unparse(call.func) == "ig.load_prior"
+
+
+def test_paths_of_weights(tmp_path: Path):
+    (tmp_path / "unet").mkdir()
+    for name in ("w.ckpt", "unet/config.json", "unet/diffusion_pytorch_model.bin"):
+        (tmp_path / name).touch()
+    assert weights_path(str(tmp_path / "w.ckpt")) == tmp_path / "w.ckpt"
+    assert weights_path(str(tmp_path)) == tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    with pytest.raises(InputError, match=r"unknown prior 'w\.ckpt'"):
+        weights_path("w.ckpt")
 
 
 # ---- DPS in the coordinates of the family

@@ -44,10 +44,14 @@ def download(repository: str) -> Path:
     )
     try:
         folder = Path(hub.snapshot_download(repository, allow_patterns=["*.json"]))
-        place = _network_folder(folder)
+        place = network_folder(folder)
         _read_network_config(place)  # a refusal comes before gigabytes
-        pattern = (place.relative_to(folder) / WEIGHTS[0]).as_posix()
-        return Path(hub.snapshot_download(repository, allow_patterns=["*.json", pattern]))
+        for kind in (".safetensors", ".bin"):
+            pattern = (place.relative_to(folder) / f"diffusion_pytorch_model{kind}").as_posix()
+            hub.snapshot_download(repository, allow_patterns=["*.json", pattern])
+            if (folder / pattern).is_file():
+                break
+        return folder
     except (InputError, MissingPackageError):
         raise
     except Exception as error:  # of the client and of the network, of many kinds
@@ -74,13 +78,11 @@ def load_diffusers(
         InputError: A network or scheduler that is not known here.
         MissingPackageError: diffusers is not installed.
     """
-    place = _network_folder(folder)
+    place = network_folder(folder)
     config = _read_network_config(place)
     told = {"predicts", "schedule"} <= settings.keys()
     training = {} if told else convention(_scheduler_config(place))
-    files = [place / name for name in WEIGHTS if (place / name).is_file()]
-    if not files:
-        raise CheckpointError(f"{place} has no weights; expected {WEIGHTS[0]} beside config.json")
+    file = weights_in(place)
     diffusers = require("diffusers", "a folder of diffusers", install="'invguide[diffusers]'")
     try:
         with torch.device("meta"):  # shapes are compared before memory is taken
@@ -90,7 +92,7 @@ def load_diffusers(
             f"{place}/config.json is refused by diffusers ({type(error).__name__}: {error}); download or save "
             "the folder again"
         ) from error
-    load_strictly(net, _modern(read_weights(files[0])), files[0])
+    load_strictly(net, _modern(read_weights(file)), file)
     size = config.get("sample_size")
     height, width = size if isinstance(size, list | tuple) else (size, size)
     multiple = 2 ** (len(config["block_out_channels"]) - 1)
@@ -154,7 +156,7 @@ def alphas_bar(scheduler: Mapping[str, Any]) -> Tensor:
     return products
 
 
-def _network_folder(folder: Path) -> Path:
+def network_folder(folder: Path) -> Path:
     for place in (folder, folder / "unet"):
         if (place / "config.json").is_file():
             return place
@@ -162,6 +164,14 @@ def _network_folder(folder: Path) -> Path:
         f"{folder} has no config.json, nor unet/config.json; expected a folder saved by diffusers, or the path "
         "of a weights file"
     )
+
+
+def weights_in(place: Path) -> Path:
+    """Return the file of weights that lies beside config.json."""
+    for name in WEIGHTS:
+        if (place / name).is_file():
+            return place / name
+    raise CheckpointError(f"{place} has no weights; expected {WEIGHTS[0]} beside config.json")
 
 
 def _scheduler_config(place: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from invguide.errors import CheckpointError, InputError, suggest
+from invguide.priors.diffusers_folder import network_folder, weights_in
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.unet import UNet
 
@@ -33,16 +34,18 @@ EMBEDDED = {
 
 
 def weights_path(name: str) -> Path:
-    """Return the weights file of a shipped prior, or the path itself where `name` is one ("mine.safetensors").
+    """Return the weights file of a shipped prior, or of whatever `load_prior` reads from a path.
 
     Raises:
         InputError: Neither (the nearest name is suggested).
     """
-    if name.endswith(".safetensors"):
+    if name in EMBEDDED:
+        return WEIGHTS / f"{name}.safetensors"
+    if Path(name).is_dir():
+        return weights_in(network_folder(Path(name)))
+    if Path(name).is_file() or Path(name).suffix == ".safetensors":
         return Path(name)
-    if name not in EMBEDDED:
-        raise InputError(f"unknown prior {name!r}; {suggest(name, EMBEDDED)}")
-    return WEIGHTS / f"{name}.safetensors"
+    raise InputError(f"unknown prior {name!r}; {suggest(name, EMBEDDED)}")
 
 
 def load_embedded(name: str) -> NetworkPrior:

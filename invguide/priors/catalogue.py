@@ -1,0 +1,86 @@
+"""What `load_prior` takes, and public checkpoints that many have, each with the line that loads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from invguide.priors.adm_checkpoints import PRESETS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `invguide priors`; `line` is Python after `import invguide as ig`."""
+
+    name: str
+    line: str
+    description: str
+
+
+RECOGNISED = (
+    Entry(
+        "guided-diffusion (ADM)",
+        "ig.load_prior('mine.pt', num_head_channels=64, qkv_order='legacy')",
+        "A weights file of OpenAI's network or of its descendants (DPS, ILVR, P2); the architecture is read off the "
+        "file. What the file cannot tell is told by preset=, or by num_heads= or num_head_channels=, qkv_order= and "
+        "schedule=.",
+    ),
+    Entry(
+        "EDM (DhariwalUNet)",
+        "ig.load_prior('fwi-5m.pt')",
+        "A weights file of EDM's ADM network, such as those of InverseBench; sigma_data=0.5 and "
+        "data_range=(-1, 1) unless told.",
+    ),
+    Entry(
+        "diffusers",
+        "ig.load_prior('folder/')",
+        "A folder or hub id with a UNet2DModel, class-conditional or not; its scheduler says what it predicts "
+        "(epsilon, v_prediction, sample, score, flow). Needs: pip install 'invguide[diffusers]'.",
+    ),
+    Entry(
+        "deepinv",
+        "ig.load_prior(deepinv.models.NCSNpp(pretrained='download'))",
+        "Any deepinv.models.Denoiser. Plain image denoisers are only trusted up to 50 grey levels of noise, unless "
+        "sigma_max= is told.",
+    ),
+    Entry(
+        "any network",
+        "ig.load_prior(net, weights='mine.pt', predicts='eps', schedule='linear-vp')",
+        "A module net(x, time): noise, x0, v, score or flow; VP, VE, EDM or flow schedule, or your own table. "
+        "Every weight of the file must fit.",
+    ),
+)
+
+PUBLIC = (
+    *(
+        Entry(
+            preset.name,
+            f"ig.load_prior('{preset.files[0]}.pt')",
+            f"{preset.description[0].upper()}{preset.description[1:]}, {preset.size} x {preset.size}. Under another "
+            f"file name: preset='{preset.name}'.",
+        )
+        for preset in PRESETS.values()
+    ),
+    *(
+        Entry(name, f"ig.load_prior('{name}')", f"{what}, from the Hugging Face hub.")
+        for name, what in (
+            ("google/ddpm-celebahq-256", "Faces, 256 x 256"),
+            ("google/ddpm-bedroom-256", "Bedrooms, 256 x 256"),
+            ("google/ddpm-church-256", "Churches, 256 x 256"),
+            ("google/ddpm-cat-256", "Cats, 256 x 256"),
+            ("google/ddpm-cifar10-32", "CIFAR-10, 32 x 32"),
+        )
+    ),
+    *(
+        Entry(
+            f"deepinv {name}",
+            f"ig.load_prior(deepinv.models.{name}(pretrained='download'))",
+            f"{what}, downloaded by deepinv.",
+        )
+        for name, what in (
+            ("DiffUNet", "The faces of ffhq-256"),
+            ("NCSNpp", "Faces, 64 x 64, of EDM"),
+            ("ADMUNet", "ImageNet by class, 64 x 64, of EDM"),
+            ("DRUNet", "An image denoiser, any size"),
+        )
+    ),
+)
