@@ -117,7 +117,7 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
         missing.append("needs a reward, and this problem has a measurement only")
     elif requires.reward is not None and not problem.rewards(requires.reward):
         kind = requires.reward.__name__
-        missing.append(f"needs a {kind}, and {problem.reward!r} has none")
+        missing.append(f"needs a reward of the kind {kind}, and {problem.reward!r} is none")
     if requires.target == "either" and problem.likelihood is None and problem.reward is None:
         missing.append("needs a measurement or a reward")
     if requires.target != "none" and requires.gradient and not problem.differentiable:

@@ -426,7 +426,8 @@ def test_a_reentrant_checkpoint_is_refused_rather_than_dropped():
 
 def test_rewards_without_features_are_refused(tiny: Prior):
     with pytest.raises(
-        CompatibilityError, match=r"needs a FeatureReward, and TotalVar.*do: .*DPS"
+        CompatibilityError,
+        match=r"needs a reward of the kind FeatureReward, and TotalVar.*do: .*DPS",
     ):
         ig.guide(tiny, TotalVariation(), solver=FeatureGuidance(3), shape=(3, 32, 32))
     with pytest.raises(ShapeError, match="one value each"):

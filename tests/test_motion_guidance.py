@@ -386,7 +386,9 @@ def test_mistakes_are_named(make: Callable[[], Any], message: str):
 
 
 def test_problems_that_are_no_edit_are_refused():
-    with pytest.raises(CompatibilityError, match=r"needs a EditReward, and Total.*do: .*DPS"):
+    with pytest.raises(
+        CompatibilityError, match=r"needs a reward of the kind EditReward, and Total.*do: .*DPS"
+    ):
         guided(TotalVariation())
     with pytest.raises(CompatibilityError, match=r"edits one picture, and .* names 2; leave one"):
         guided(Motion(blob(4, 4), shift(1, 0)) + Motion(blob(5, 4), shift(1, 0)))
