@@ -193,6 +193,12 @@ def restore(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the solver."),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels per side of overlapping tiles, for large pictures; 0: none [as needed]."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the results [IN-restored].")] = None,
@@ -243,7 +249,7 @@ def restore(
     chosen |= {} if steps is None else {"num_steps": steps}
     chosen |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     settings = Settings(
-        task, options, _sigma(sigma_y), solver, chosen, prior, samples, seed, device
+        task, options, _sigma(sigma_y), solver, chosen, prior, samples, seed, device, tile
     )
     say = (lambda line: None) if quiet else _say
     job = Job.prepare(settings, say, not quiet, arrays)

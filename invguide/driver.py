@@ -87,7 +87,7 @@ def run(
         seed: Sample i of measurement b depends on (seed, b, i) only, not on how samples are batched.
         batch_size: Samples that advance together, or "auto"; of an ensemble, members in one network call.
         device: "cpu", "cuda", ...; by default CUDA where there is one.
-        dtype: Type of the state; by default the prior's.
+        dtype: Type of the state; by default the prior's, but at least float32.
         progress: Show a progress bar once the run has taken two seconds.
         callbacks: Called with a StepReport after every step.
         checkpoint: File to write and, where it exists, to resume from.
@@ -109,7 +109,8 @@ def run(
     num_samples = sample_count(solver, num_samples)
     check_compatible(solver, problem)
     device = resolve_device(device)
-    dtype = dtype or problem.prior.dtype
+    # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
+    dtype = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
     problem = problem.to(device, dtype)
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
     problem.batch_size = _chunk_size(batch_size, problem, device)

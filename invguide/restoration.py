@@ -32,6 +32,7 @@ from invguide.images import Picture, read_picture
 from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.prior import Prior
+from invguide.priors import Tiled
 from invguide.problem import Problem
 from invguide.report import write_pictures
 from invguide.result import Result, strict_json
@@ -39,6 +40,8 @@ from invguide.solver import Solver
 from invguide.tasks import Options, Task, find_task, through_grey, to_grey
 
 SAMPLER = "DPS"  # what "auto" stands for where several samples are asked for
+WHOLE = 1024 * 1024  # pixels; larger pictures are cut into tiles
+LARGE_TILE = 384
 CHECKPOINT = "checkpoint.pt"
 MANIFEST = "manifest.json"
 ARRAYS = ("samples", "mean", "std", "chi2")
@@ -57,6 +60,8 @@ class Settings:
         prior: Name of an embedded prior, or a weights file.
         samples: Per picture.
         seed: Of the samples.
+        tile: Height and width of the tiles that the prior sees; 0: the whole picture; None: tiles where the picture
+            is large, or of another size than the prior takes.
         device: Does not enter the comparison of settings.
     """
 
@@ -69,6 +74,7 @@ class Settings:
     samples: int = 1
     seed: int = 0
     device: str = "auto"
+    tile: int | None = None
 
 
 @dataclass
@@ -110,6 +116,8 @@ class Job:
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
         prior = api.load_prior(settings.prior)
+        if settings.tile:
+            Tiled(prior, settings.tile)
         return cls(settings, task, prior, weights_path(settings.prior), say, progress, arrays)
 
     def identity(self, path: Path) -> dict[str, Any]:
@@ -130,6 +138,7 @@ class Job:
             "prior": settings.prior,
             "samples": settings.samples,
             "seed": settings.seed,
+            "tile": "auto" if settings.tile is None else settings.tile,
             "sha256": {name: sha256(file) for name, file in files.items() if file is not None},
         }
 
@@ -248,7 +257,18 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
     return Measured(picture, y, operator, known, grey, sigma)
 
 
-def choose(job: Job, measured: Measured) -> Solver[Any]:
+def prior_for(job: Job, measured: Measured) -> Prior:
+    """Return the job's prior, in tiles where these are asked for or the picture calls for them."""
+    prior, tile = job.prior, job.settings.tile
+    shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
+    if tile is None and shape is not None:
+        if any(own not in (None, size) for own, size in zip(prior.shape, shape, strict=True)):
+            return Tiled(prior)
+        tile = LARGE_TILE if math.prod(shape[1:]) > WHOLE else 0
+    return Tiled(prior, tile) if tile else prior
+
+
+def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
     """Return the solver with its settings; "auto" depends on the number of samples."""
     name: str = job.settings.solver
     if name.lower() == "auto" and job.settings.samples > 1:
@@ -258,9 +278,7 @@ def choose(job: Job, measured: Measured) -> Solver[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said again when it is solved
         likelihood = Likelihood(measured.operator, measured.y, measured.sigma_y)
-    return configured(
-        api.choose_solver(Problem(job.prior, likelihood)), job.settings.solver_settings
-    )
+    return configured(api.choose_solver(Problem(prior, likelihood)), job.settings.solver_settings)
 
 
 def restore_picture(
@@ -304,7 +322,8 @@ def restore_picture(
             f"{WAYS}, or leave out --resume to start over"
         )
     measured = measure(job, picture, str(path))
-    solver = choose(job, measured)
+    prior = prior_for(job, measured)
+    solver = choose(job, measured, prior)
     how = "estimated" if job.settings.sigma_y is None else "given"
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
@@ -312,12 +331,14 @@ def restore_picture(
     job.say(
         f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
     )
+    if isinstance(prior, Tiled):
+        job.say(f"  tiles     {' x '.join(map(str, prior.tile))}, overlap {prior.overlap}")
     check_writable(out)
     checkpoint = out / CHECKPOINT
     if not resume:
         checkpoint.unlink(missing_ok=True)
     _remove_old(out)
-    result = _solve(job, measured, solver, checkpoint)
+    result = _solve(job, measured, prior, solver, checkpoint)
     _finish(job, path, out, measured, identity, result, title, truth)
     checkpoint.unlink(missing_ok=True)
     job.say(
@@ -369,12 +390,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _solve(job: Job, measured: Measured, solver: Solver[Any], checkpoint: Path) -> Result:
+def _solve(
+    job: Job, measured: Measured, prior: Prior, solver: Solver[Any], checkpoint: Path
+) -> Result:
     try:
         result = api.solve(
             measured.y,
             measured.operator,
-            job.prior,
+            prior,
             sigma_y=measured.sigma_y,
             solver=solver,
             num_samples=job.settings.samples,
@@ -393,7 +416,7 @@ def _solve(job: Job, measured: Measured, solver: Solver[Any], checkpoint: Path) 
             raise
         height, width = measured.picture.size
         raise RunError(
-            f"out of memory at {width} x {height} pixels; cut the picture up, or use a smaller --prior"
+            f"out of memory at {width} x {height} pixels; use a smaller --tile, or a smaller --prior"
         ) from error
     if any("interrupted" in row for row in result.status):
         raise RunError("interrupted; the same command with --resume goes on from the checkpoint")

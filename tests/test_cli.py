@@ -22,7 +22,7 @@ from invguide.demo import PHOTO
 from invguide.images import encode_png, read_picture
 from invguide.metrics import psnr
 from invguide.operators import GaussianBlur, Grayscale, Identity
-from invguide.priors.embedded import EMBEDDED, weights_path
+from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
 from invguide.solver import Solver
 from invguide.tasks import TASKS, OfGrey, Options, find_task, through_grey
 
@@ -347,6 +347,38 @@ def test_settings_reach_the_solver(photo: Path, tmp_path: Path):
         0.7,
         "exponential",
     )
+
+
+def test_tiles_on_request_and_for_large_pictures(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = ("restore", photo, "--task", "denoise", *QUICK)
+    arrays = {}
+    for name, more in (("whole", ("--tile", 0)), ("tiles", ("--tile", 32)), ("auto", ())):
+        if name == "auto":
+            monkeypatch.setattr(restoration, "WHOLE", 40 * 48 - 1)
+            monkeypatch.setattr(restoration, "LARGE_TILE", 32)
+        printed = run(*base, *more, "--arrays", "--out", tmp_path / name)
+        assert ("tiles     32 x 32, overlap 8" in printed) == (name != "whole")
+        assert manifest(tmp_path / name)["restore"]["tile"] == (more[1] if more else "auto")
+        arrays[name] = np.load(tmp_path / name / "samples.npy")
+    assert np.array_equal(arrays["auto"], arrays["tiles"])
+    difference = np.abs(arrays["tiles"] - arrays["whole"])
+    assert 0 < difference.max() < 0.1  # tiles that small miss some of their surroundings
+    assert "tile is 36; expected a multiple of 8" in run(*base, "--tile", 36, code=2)
+
+
+def test_a_prior_of_one_size_restores_any(photo: Path, tmp_path: Path, monkeypatch):
+    fixed = load_embedded("natural-tiny")
+    fixed.shape = (3, 32, 32)
+    monkeypatch.setattr(
+        restoration.api,
+        "load_prior",
+        lambda prior, **_: fixed if isinstance(prior, str) else prior,
+    )
+    printed = run("restore", photo, "--task", "denoise", *QUICK, "--out", tmp_path / "out")
+    assert "tiles     32 x 32" in printed
+    assert read_picture(tmp_path / "out" / "restored.png").size == (40, 48)
 
 
 def test_prior_from_a_file(photo: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from invguide.errors import InputError, ShapeError, suggest
 from invguide.prior import Prior, per_sample
 from invguide.priors.padding import extend, round_up
 from invguide.priors.preconditioning import edm_coefficients
+from invguide.priors.recompute import keep_all, recompute
 
 # Converting eps or v to a denoised image multiplies the network's error by sigma. For data of order
 # one, 200 is pure noise already; schedules that go on (cosine: 2e4, flow: infinity) are cut there.
@@ -148,6 +149,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {  # called with sigma_data
     "flow": lambda _: Flow(),
 }
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEMORY = ("normal", "low")
 PREDICTS = ("eps", "v", "x0", "score", "flow", "edm")
 
 
@@ -188,15 +190,24 @@ class NetworkPrior(Prior):
         return super().train(False)
 
     def optimise(
-        self, dtype: str = "bf16", *, compile: bool = False, channels_last: bool = True
+        self,
+        dtype: str = "bf16",
+        *,
+        compile: bool = False,
+        channels_last: bool = True,
+        memory: str = "normal",
+        blocks: Sequence[str] | None = None,
     ) -> NetworkPrior:
-        """Make the network faster, in place; states, noise levels and the conversion to D stay as they are.
+        """Make the network faster or smaller, in place; states, noise levels and the conversion to D stay as they are.
 
         Args:
             dtype: "fp32", or "bf16" or "fp16": matrix products and convolutions in half precision (autocast). The
                 error of D, relative to sigma, is that of the format: about 4e-3 in bf16.
             compile: Compile the network; the first call of every shape then takes tens of seconds.
             channels_last: Store images with their channels last, which convolutions like.
+            memory: "normal", or "low": vector-Jacobian products keep the inputs of the network's blocks only and
+                compute the rest again, block by block, for about a third more time.
+            blocks: Dotted names of those blocks, where they are not found by themselves (`priors.recompute`).
 
         Returns:
             The prior itself.
@@ -206,10 +217,17 @@ class NetworkPrior(Prior):
         """
         if dtype not in PRECISIONS:
             raise InputError(f"unknown dtype {dtype!r}; {suggest(dtype, PRECISIONS)}")
-        if not isinstance(self.net, nn.Module) and (compile or channels_last):
+        if memory not in MEMORY:
+            raise InputError(f"unknown memory {memory!r}; {suggest(memory, MEMORY)}")
+        low = memory == "low"
+        if not isinstance(self.net, nn.Module) and (compile or channels_last or low):
             raise InputError(
-                "the network is a plain function; use channels_last=False and compile=False"
+                "the network is a plain function; use channels_last=False, compile=False and memory='normal'"
             )
+        if isinstance(self.net, nn.Module):
+            keep_all(self.net)
+            if low:
+                recompute(self.net, blocks)
         self.precision = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         if isinstance(self.net, nn.Module):
