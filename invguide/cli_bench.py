@@ -103,6 +103,32 @@ def bench_driver(
     print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
 
 
+@command("priors", bench)
+def bench_priors(
+    prior: Annotated[
+        str,
+        typer.Option(help="As for `restore`; or adm-256: a large network with random weights."),
+    ] = "natural",
+    size: Annotated[int, typer.Option(help="Pixels per side, where the prior takes any.")] = 64,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Images at once; may be given several times [1, 4, 16]."),
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option(help="Compiled networks too [on a GPU only].")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Calls that are timed.")] = 5,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Time a network and its gradient, plain and in half precision, compiled, and with low memory."""
+    from invguide.bench import priors as run
+
+    settings: dict[str, Any] = {"size": size, "compile": compile, "repeats": repeats}
+    settings |= _given(batches=batch)
+    print(run(prior=prior, **settings, seed=seed, device=device))
+
+
 @command("blackbox", bench)
 def bench_blackbox(
     workers: Annotated[int, typer.Option(help="Processes, to compare with one.")] = 4,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invguide.checkpoint import load_checkpoint, save_checkpoint
+from invguide.devices import resolve_device
 from invguide.errors import DivergenceError, InputError
 from invguide.prior import Prior
 from invguide.problem import Problem
@@ -389,20 +390,6 @@ class _Loop:
             y,
             log_weights=p.log_weights,
         )
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for; None or "auto": CUDA where there is one, else the CPU."""
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {str(device)!r} cannot be used here; use 'cpu' or 'auto'"
-        ) from error
-    return resolved
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide import api, driver
+from invguide import api
+from invguide.devices import out_of_memory, resolve_device
 from invguide.errors import (
     CheckpointError,
     DivergenceError,
@@ -112,7 +113,7 @@ class Job:
             )
         if settings.samples < 1:
             raise InputError(f"--samples is {settings.samples}; expected at least 1")
-        driver.resolve_device(settings.device)
+        resolve_device(settings.device)
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
         prior = api.load_prior(settings.prior)
@@ -412,7 +413,7 @@ def _solve(
             checkpoint.parent.rmdir()
         raise
     except RuntimeError as error:
-        if isinstance(error, InvguideError) or not _out_of_memory(error):
+        if isinstance(error, InvguideError) or not out_of_memory(error):
             raise
         height, width = measured.picture.size
         raise RunError(
@@ -421,10 +422,6 @@ def _solve(
     if any("interrupted" in row for row in result.status):
         raise RunError("interrupted; the same command with --resume goes on from the checkpoint")
     return result
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _finish(

@@ -280,6 +280,40 @@ def test_driver_refuses_a_prior_of_one_size():
         bench.driver(prior=ig.priors.Gaussian(torch.zeros(4), torch.eye(4)), progress=False)
 
 
+def test_priors_table(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda net: net)  # the real one takes minutes
+    prior = ig.load_prior("natural-tiny")
+    settings = {"size": 32, "batches": (2,), "repeats": 1, "device": "cpu", "progress": False}
+    table = bench.priors(prior=prior, compile=True, **settings)
+    runs = {run["mode"]: run for run in table.figures["runs"]}
+    assert [row[0] for row in table.rows] == list(runs)
+    assert all(run["batch"] == 2 and run["vjp"] > 0 for run in runs.values())
+    assert runs["low memory"]["memory"] < 0.45 * runs["eager"]["memory"]
+    # Half precision rounds by 2^-9; what only stores or orders numbers otherwise rounds as float32.
+    for mode, run in runs.items():
+        low, high = (1e-4, 2e-2) if "bf16" in mode else (0, 1e-5)
+        assert low <= run["error"] <= high, mode
+    assert prior.precision == "fp32"
+    assert "compiled" not in str(bench.priors(prior=prior, **settings))
+
+
+def test_priors_table_goes_on_when_memory_is_short(monkeypatch: pytest.MonkeyPatch):
+    prior = ig.load_prior("natural-tiny")
+    plain = prior.denoise
+
+    def limited(x, sigma):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(x, sigma)
+
+    monkeypatch.setattr(prior, "denoise", limited)
+    table = bench.priors(prior=prior, size=32, batches=(1, 3), repeats=1, progress=False)
+    assert {row[2] == "out of memory" for row in table.rows if row[1] == "3"} == {True}
+    assert all(float(row[2]) > 0 for row in table.rows if row[1] == "1")
+    with pytest.raises(InputError, match=r"batches=\(0,\)"):
+        bench.priors(prior=prior, batches=(0,), progress=False)
+
+
 def test_blackbox_table():
     table = bench.blackbox(workers=2, milliseconds=5, calls=4, repeats=1, progress=False)
     assert [row[0] for row in table.rows] == ["this process", "1 worker", "2 workers"]

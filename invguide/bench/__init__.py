@@ -7,6 +7,7 @@ from invguide.bench.calls import blackbox
 from invguide.bench.mixtures import mixtures
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
+from invguide.bench.speed import priors
 from invguide.bench.tv import restore_tv
 from invguide.bench.uncertainty import calibration
 
@@ -18,6 +19,7 @@ __all__ = [
     "guidance",
     "mixtures",
     "peers",
+    "priors",
     "restore",
     "restore_tv",
 ]

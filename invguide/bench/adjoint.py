@@ -16,7 +16,7 @@ from invguide.adjoint import rollout_gradient
 from invguide.api import load_prior
 from invguide.bench.memory import peak_memory
 from invguide.bench.overhead import timed
-from invguide.driver import resolve_device
+from invguide.devices import resolve_device
 from invguide.errors import InputError, suggest
 from invguide.prior import Prior
 from invguide.priors import from_network

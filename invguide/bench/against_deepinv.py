@@ -16,7 +16,7 @@ from invguide import driver
 from invguide.api import load_prior
 from invguide.bench.overhead import timed
 from invguide.bench.protocol import Protocol, check_tasks
-from invguide.driver import resolve_device
+from invguide.devices import resolve_device
 from invguide.errors import InputError
 from invguide.metrics import psnr
 from invguide.prior import Prior

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invguide import driver as driver_module
 from invguide.api import load_prior
-from invguide.driver import resolve_device
+from invguide.devices import resolve_device
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur
