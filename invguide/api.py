@@ -34,6 +34,7 @@ def load_prior(
     *,
     weights: str | Path | None = None,
     entry: str | None = None,
+    check: bool | Tensor = True,
     **settings: Any,
 ) -> Prior:
     """Return a prior from whatever holds a pretrained network; `invguide priors` lists what is recognised.
@@ -49,17 +50,28 @@ def load_prior(
         weights: A file to fill that network with; every weight must be there and fit.
         entry: Which part of a file, where it holds several networks ("ema", "model", ...); by default the
             averaged one.
+        check: Whether a network of pictures is tried on a photograph, under the declared convention and others
+            (`invguide.priors.doctor`); or the clean signals to try it on, (N, *shape) in data units.
         settings: What the file or network does not tell: preset=, num_heads=, num_head_channels= and qkv_order= of
             guided-diffusion networks; predicts=, schedule=, shape=, data_range=, ... of `from_network`.
 
     Raises:
-        InputError: Unknown name (the nearest one is suggested), or something that has to be told is not.
+        InputError: Unknown name (the nearest one is suggested), or something that has to be told is not, or it is
+            told wrongly (the error names what is right).
         CheckpointError: The file is damaged, unsafe to read, or does not fit: no weight is left at random.
         MissingPackageError: diffusers is needed and not installed.
     """
+    from invguide.priors.doctor import check_loaded
     from invguide.priors.loading import load
+    from invguide.priors.network import NetworkPrior
+    from invguide.priors.unet import UNet
 
-    return load(where, weights=weights, entry=entry, **settings)
+    prior = load(where, weights=weights, entry=entry, **settings)
+    if check is False or isinstance(where, Prior) or not isinstance(prior, NetworkPrior):
+        return prior
+    if isinstance(where, nn.Module) or not isinstance(prior.net, UNet):  # files of ours tell all
+        check_loaded(prior, check if isinstance(check, Tensor) else None)
+    return prior
 
 
 def make_solver(solver: str | Solver[Any], **settings: Any) -> Solver[Any]:

@@ -5,6 +5,7 @@ Exit codes: 0; 1 where a run failed; 2 for bad input, with one line on standard 
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import sys
@@ -347,6 +348,61 @@ def demo(
     from invguide.demo import run_demo
 
     run_demo(out, prior, seed, device, steps, (lambda line: None) if quiet else _say, not quiet)
+
+
+@command("doctor", app)
+def doctor(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CKPT",
+            help="A weights file, a folder of diffusers, a hub id, or the name of an embedded prior.",
+        ),
+    ],
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option(help="Known clean picture; may be given several times [a photograph]."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any argument of load_prior."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Examine a checkpoint: does it denoise known pictures, and is it read as it was trained?
+
+    Prints the error under every convention that could apply, and which one is right. Exit code 1 if that is
+    another one than declared, or none.
+    """
+    import torch
+
+    from invguide.api import load_prior
+    from invguide.driver import resolve_device
+    from invguide.images import read_picture
+    from invguide.priors.doctor import examine
+    from invguide.priors.known_images import known_images
+    from invguide.priors.network import NetworkPrior
+
+    prior = load_prior(
+        checkpoint, check=False, **{k: _literal(v) for k, v in _pairs(set_ or ()).items()}
+    )
+    assert isinstance(prior, NetworkPrior)  # as of every checkpoint
+    images = [known_images(prior, read_picture(path).values) for path in picture or ()]
+    report = examine(
+        prior.to(resolve_device(device)), torch.cat(images) if images else None, seed=seed
+    )
+    print(report)
+    if not report.fits:
+        raise typer.Exit(RUN_FAILED)
+
+
+def _literal(text: str) -> Any:
+    """A number, tuple or boolean of Python, or else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 # ---- lists

@@ -64,6 +64,16 @@ class Prior(nn.Module, ABC):
             f"{type(self).__name__} has no network that could run in {dtype}; leave optimise out"
         )
 
+    def check(self, images: Tensor | None = None, **condition: Tensor) -> object:
+        """Tell whether the network inside is read as it was trained: see `invguide.priors.NetworkPrior.check`.
+
+        Raises:
+            InputError: This prior has no network.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no network whose convention could be wrong: nothing to check"
+        )
+
     def forward(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         return self.denoise(x, sigma, **condition)
 
@@ -84,7 +94,9 @@ class Prior(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the prior computes in: that of its first tensor."""
-        for tensor in chain(self.parameters(), self.buffers()):  # large networks: the first will do
+        for tensor in chain(
+            self.parameters(), self.buffers()
+        ):  # large networks: the first will do
             if tensor.is_floating_point():
                 return tensor.dtype
         return torch.get_default_dtype()

@@ -31,6 +31,12 @@ from invguide.solvers import DPS
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 
 
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
+    monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)
+
+
 def randomised(net: Any) -> Any:
     """Random output layers too, which many networks start at zero, and biases and norms that differ."""
     for p in net.parameters():

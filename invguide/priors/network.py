@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from invguide.prior import Prior, per_sample
 from invguide.priors.padding import extend, round_up
 from invguide.priors.preconditioning import edm_coefficients
 from invguide.priors.recompute import keep_all, recompute
+
+if TYPE_CHECKING:
+    from invguide.priors.doctor import Report
 
 # Converting eps or v to a denoised image multiplies the network's error by sigma. For data of order
 # one, 200 is pure noise already; schedules that go on (cosine: 2e4, flow: infinity) are cut there.
@@ -27,9 +30,11 @@ class Schedule(ABC):
     Attributes:
         predicts: Outputs that make sense in this convention.
         sigma_min, sigma_max: The levels that the network has been trained on.
+        end: The last time, of a clock that could as well run backwards; None of others.
     """
 
     predicts: tuple[str, ...]
+    end: float | None = None
     sigma_min: float
     sigma_max: float
 
@@ -65,6 +70,7 @@ class VP(Schedule):
         self.steps = torch.arange(len(alphas_bar), dtype=torch.float64)[inside]
         self.log_sigmas = 0.5 * ((1 - alphas_bar) / alphas_bar)[inside].log()
         self.sigma_min, self.sigma_max = self.log_sigmas[[0, -1]].exp().tolist()
+        self.end = len(alphas_bar) - 1.0
 
     def factor(self, sigma: Tensor) -> Tensor:
         return (1 + sigma**2).rsqrt()
@@ -111,6 +117,7 @@ class Flow(Schedule):
 
     predicts = ("flow", "eps", "x0", "score")
     sigma_min, sigma_max = 0.001, math.inf
+    end = 1.0
 
     def factor(self, sigma: Tensor) -> Tensor:
         return 1 / (1 + sigma)
@@ -170,6 +177,7 @@ class NetworkPrior(Prior):
         sigma_min: float,
         sigma_max: float,
         time_scale: float,
+        reverse_time: bool,
     ) -> None:
         super().__init__()
         if isinstance(net, nn.Module):
@@ -177,7 +185,7 @@ class NetworkPrior(Prior):
         self.net = net
         self.predicts, self.schedule = predicts, schedule
         self.shape, self.scale, self.shift = shape, scale, shift
-        self.multiple, self.time_scale = multiple, time_scale
+        self.multiple, self.time_scale, self.reverse_time = multiple, time_scale, reverse_time
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
         self._layout = torch.contiguous_format
         self._compiled: list[
@@ -213,7 +221,7 @@ class NetworkPrior(Prior):
             The prior itself.
 
         Raises:
-            InputError: Unknown dtype, or compile or channels_last for a network that is no module.
+            InputError: Unknown dtype, memory or block; something else than a type for a network that is no module.
         """
         if dtype not in PRECISIONS:
             raise InputError(f"unknown dtype {dtype!r}; {suggest(dtype, PRECISIONS)}")
@@ -234,6 +242,20 @@ class NetworkPrior(Prior):
             self.net.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
         self._compiled = [torch.compile(self.net)] if compile else []
         return self
+
+    def check(self, images: Tensor | None = None, **condition: Tensor) -> Report:
+        """Denoise known images under every convention that could apply, and tell which one is right.
+
+        Args:
+            images: Clean signals like those of the training, (N, *shape), data units; by default a photograph.
+            condition: Of a conditional network, one row per image.
+
+        Returns:
+            A report that prints as a table and a verdict; `fits` is True where all is well.
+        """
+        from invguide.priors.doctor import examine
+
+        return examine(self, images, condition=condition)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         """Return E[x0 | x0 + sigma n = x].
@@ -258,9 +280,19 @@ class NetworkPrior(Prior):
                 f"[{self.sigma_min:.4g}, {self.sigma_max:.4g}] in normalised units: the network "
                 "was never trained there."
             )
-        trained = sigma.clamp(self.sigma_min, self.sigma_max)
+        return self.convert(x, sigma, self.output(x, sigma, **condition))
+
+    def output(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        """Return what the network makes of x at levels sigma (B,), in its own convention, shape of x."""
+        time = self.schedule.time(sigma.clamp(self.sigma_min, self.sigma_max))
+        if self.reverse_time:
+            assert self.schedule.end is not None
+            time = self.schedule.end - time
+        return self._call(per_sample(self.schedule.factor(sigma), x) * x, time, condition)
+
+    def convert(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
+        """Return the denoised images that an output of the network for x and sigma (B,) stands for."""
         s = self.schedule.factor(sigma)
-        output = self._call(per_sample(s, x) * x, self.schedule.time(trained), condition)
 
         def scaled(value: Tensor) -> Tensor:
             return per_sample(value, x)
@@ -274,8 +306,9 @@ class NetworkPrior(Prior):
                 return scaled(s * s) * x - scaled(s * sigma) * output
             case "score":  # of the network's own input s x: grad log p(x) = s * output
                 return x + scaled(sigma**2 * s) * output
-            case "flow":  # velocity n - x0 at input s x
-                return scaled(s) * x - scaled(s * sigma) * output
+            case "flow":  # velocity in the network's own time, at input s x
+                velocity = -output if self.reverse_time else output
+                return scaled(s) * x - scaled(s * sigma) * velocity
         skip, out, _, _ = edm_coefficients(sigma, self.sigma_data)
         return scaled(skip) * x + scaled(out) * output
 
@@ -325,6 +358,7 @@ def from_network(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     time_scale: float = 1.0,
+    reverse_time: bool = False,
 ) -> NetworkPrior:
     """Turn a pretrained network into a Prior.
 
@@ -350,7 +384,7 @@ def from_network(
     | "x0" | x0 | F |
     | "v" (VP only) | s n - s sigma x0 | s^2 x - s sigma F |
     | "score" (not EDM) | grad log p of the network's input | x + sigma^2 s F |
-    | "flow" (flow only) | n - x0 | s x - s sigma F |
+    | "flow" (flow only) | n - x0 (x0 - n if time is reversed) | s x - s sigma F |
     | "edm" (EDM only) | raw output of an EDM network | c_skip x + c_out F |
 
     A network that is itself a denoiser D(x, sigma), such as EDM's released ones, is predicts="x0",
@@ -368,6 +402,8 @@ def from_network(
         sigma_min, sigma_max: Narrow or widen the range; by default that of the schedule, at most
             200 ("ve" and "edm": 0.002 to 80).
         time_scale: Multiplies the time argument, such as 1000 for flow networks of diffusers.
+        reverse_time: The network's clock runs from noise to data: its time is T - 1 - step, or 1 - t of a
+            flow, whose velocity is then x0 - n.
 
     Raises:
         InputError: If an argument is unknown, or predicts and schedule do not go together.
@@ -392,6 +428,10 @@ def from_network(
         raise InputError(
             f"predicts={predicts!r} has no meaning with schedule {name!r}; "
             f"choose one of: {', '.join(levels.predicts)}.{hint}"
+        )
+    if reverse_time and levels.end is None:
+        raise InputError(
+            f"reverse_time has no meaning with schedule {schedule!r}, whose time is a function of sigma alone"
         )
     low, high = data_range
     if not low < high:
@@ -419,4 +459,5 @@ def from_network(
         sigma_min=smallest,
         sigma_max=largest,
         time_scale=time_scale,
+        reverse_time=reverse_time,
     )
