@@ -6,9 +6,12 @@ import hashlib
 import json
 import platform
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +19,10 @@ import torch
 from torch import Tensor
 
 from invguide.checkpoint import load_checkpoint, save_checkpoint
-from invguide.devices import resolve_device
+from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
 from invguide.prior import Prior
-from invguide.problem import Problem
+from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
@@ -59,7 +62,7 @@ class _Progress:
     log_prob: Tensor
     log_weights: Tensor
     status: dict[tuple[int, int], str] = field(default_factory=dict)
-    chunk: _Chunk | None = None
+    chunks: list[_Chunk] = field(default_factory=list)  # on their way, one for each device
     seconds: float = 0.0
     counters: list[int] = field(default_factory=lambda: [0, 0, 0])
 
@@ -71,7 +74,7 @@ def run(
     *,
     seed: int = 0,
     batch_size: int | str = "auto",
-    device: str | torch.device | None = None,
+    device: str | torch.device | Sequence[str | torch.device] | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = True,
     callbacks: Sequence[Callable[[StepReport], None]] = (),
@@ -86,8 +89,10 @@ def run(
         problem: Prior, likelihood or reward.
         num_samples: Samples per measurement, 1 by default; ensemble methods return their ensemble.
         seed: Sample i of measurement b depends on (seed, b, i) only, not on how samples are batched.
-        batch_size: Samples that advance together, or "auto"; of an ensemble, members in one network call.
-        device: "cpu", "cuda", ...; by default CUDA where there is one.
+        batch_size: Samples that advance together, or "auto": what suits the device, and half of it whenever memory
+            turns out to be short; of an ensemble, members in one network call.
+        device: "cpu", "cuda", ...; by default CUDA where there is one. A list, or "cuda:all", shares the samples out
+            among several; the result does not depend on how many.
         dtype: Type of the state; by default the prior's, but at least float32.
         progress: Show a progress bar once the run has taken two seconds.
         callbacks: Called with a StepReport after every step.
@@ -109,13 +114,11 @@ def run(
         raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
     num_samples = sample_count(solver, num_samples)
     check_compatible(solver, problem)
-    device = resolve_device(device)
+    devices = resolve_devices(device)
     # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
     dtype = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
-    problem = problem.to(device, dtype)
+    problem = problem.to(devices[0], dtype)
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
-    problem.batch_size = _chunk_size(batch_size, problem, device)
-    size = num_samples if solver.requires.ensemble else problem.batch_size
     path = None if checkpoint is None else Path(checkpoint)
     identity = _identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
@@ -124,97 +127,240 @@ def run(
             operator.keep(path.with_name(f"{path.name}.calls"))
     progress_state = saved or _Progress(
         samples=torch.full(
-            (problem.num_measurements, num_samples, *problem.shape), float("nan"), dtype=dtype
+            (problem.num_measurements, num_samples, *problem.data_shape), float("nan"), dtype=dtype
         ),
         chi2=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
         log_prob=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
         log_weights=torch.zeros(problem.num_measurements, num_samples, dtype=dtype),
     )
-    loop = _Loop(
-        solver,
-        problem,
-        progress_state,
-        seed,
-        device,
-        dtype,
-        on_nonfinite,
-        callbacks,
-        path,
-        identity,
-    )
-    interrupted = False
     total = len(rows) * solver.num_steps
-    with torch.no_grad(), progress_bar(total, type(solver).__name__, progress) as bar:
+    with progress_bar(total, type(solver).__name__, progress) as bar:
         bar.update(len(progress_state.status) * solver.num_steps)
-        try:
-            if progress_state.chunk is not None:
-                bar.update(progress_state.chunk.step * len(progress_state.chunk.rows))
-                loop.advance(progress_state.chunk, checkpoint_every, bar)
-            remaining = [r for r in rows if r not in progress_state.status]
-            for start in range(0, len(remaining), size):
-                loop.advance(_Chunk(remaining[start : start + size]), checkpoint_every, bar)
-        except KeyboardInterrupt:
-            interrupted = True
-            loop.save()
-    loop.stop_clock()
-    return loop.result(identity, num_samples, interrupted)
+        shared = _Shared(progress_state, rows, path, checkpoint_every, identity, bar, callbacks)
+        loops = [
+            _Loop(
+                solver,
+                problem if i == 0 else problem.replica(where, dtype),
+                shared,
+                seed,
+                where,
+                dtype,
+                on_nonfinite,
+                chunk_size(batch_size, problem.data_shape, where),
+                len(devices),
+                batch_size == "auto",
+            )
+            for i, where in enumerate(devices)
+        ]
+        interrupted = _run_all(loops, shared)
+    shared.stop_clock()
+    return loops[0].result(identity, num_samples, interrupted, [str(d) for d in devices])
+
+
+def _run_all(loops: list[_Loop], shared: _Shared) -> bool:
+    """Run the loops, one for each device, to the end; whether Ctrl-C came in between."""
+    try:
+        if len(loops) == 1:
+            loops[0].run()
+            return False
+        with ThreadPoolExecutor(len(loops)) as pool:
+            futures = [pool.submit(loop.run) for loop in loops]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # the others stop after their step
+                shared.stop = any(not future.done() for future in futures)
+        for future in futures:
+            future.result()
+    except KeyboardInterrupt:
+        shared.save()
+        return True
+    return False
+
+
+@dataclass
+class _Shared:
+    """What the loops of all devices have in common; whoever changes it holds the lock."""
+
+    progress: _Progress
+    rows: list[tuple[int, int]]
+    path: Path | None
+    checkpoint_every: int
+    identity: dict[str, str]
+    bar: Any
+    callbacks: Sequence[Callable[[StepReport], None]]
+    stop: bool = False
+    counters: list[Counters] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lock = threading.RLock()
+        self.tick = time.monotonic()
+        self.resumed = deque(self.progress.chunks)
+        begun = {row for chunk in self.resumed for row in chunk.rows}
+        self.pending = deque(
+            r for r in self.rows if r not in self.progress.status and r not in begun
+        )
+        self.counters.append(Counters(*self.progress.counters))
+
+    def next_chunk(self, size: int) -> _Chunk | None:
+        """Take what was begun before an interruption, or else up to `size` samples; None where none are left."""
+        with self.lock:
+            if self.resumed:
+                return self.resumed.popleft()
+            if not self.pending:
+                return None
+            chunk = _Chunk([self.pending.popleft() for _ in range(min(size, len(self.pending)))])
+            self.progress.chunks.append(chunk)
+            return chunk
+
+    def stop_clock(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.tick
+        self.tick = now
+        self.progress.counters = [
+            sum(getattr(c, name) for c in self.counters) for name in ("network", "vjp", "forward")
+        ]
+
+    def save(self) -> None:
+        with self.lock:
+            self.stop_clock()
+            if self.path is None:
+                return
+            p = self.progress
+            content: dict[str, Any] = {
+                "samples": p.samples,
+                "chi2": p.chi2,
+                "log_prob": p.log_prob,
+                "log_weights": p.log_weights,
+                "status": [[b, s, text] for (b, s), text in p.status.items()],
+                "seconds": p.seconds,
+                "counters": p.counters,
+                "chunks": [
+                    {
+                        "rows": [list(r) for r in chunk.rows],
+                        "step": chunk.step,
+                        "state": {name: t.cpu() for name, t in chunk.state._asdict().items()},
+                    }
+                    for chunk in p.chunks
+                    if chunk.state is not None
+                ],
+            }
+            save_checkpoint(self.path, self.identity, content)
 
 
 @dataclass
 class _Loop:
+    """The loop of one device."""
+
     solver: Solver[Any]
     problem: Problem
-    progress: _Progress
+    shared: _Shared
     seed: int
     device: torch.device
     dtype: torch.dtype
     on_nonfinite: str
-    callbacks: Sequence[Callable[[StepReport], None]]
-    path: Path | None
-    identity: dict[str, str]
+    batch_size: int  # rows in one network call
+    num_devices: int
+    patient: bool  # halves the batch where memory is short
 
     def __post_init__(self) -> None:
-        self.tick = time.monotonic()
-        counters = self.problem.counters
-        counters.network, counters.vjp, counters.forward = self.progress.counters
+        self.progress = self.shared.progress
+        self.problem.counters = Counters()
+        self.shared.counters.append(self.problem.counters)
+        self.problem.batch_size = self.batch_size
+        self.rows = min(self.batch_size, -(-len(self.shared.rows) // self.num_devices))
         scale = self.problem.prior.sigma_max + self.problem.prior.sigma_data
         self.limit = RUNAWAY * scale
         self.operators = self.problem.operators()
 
-    def advance(self, chunk: _Chunk, checkpoint_every: int, bar: Any) -> None:
+    def run(self) -> None:
+        """Take chunks until there are none."""
+        ensemble = self.solver.settings["ensemble_size"] if self.solver.requires.ensemble else 0
+        with torch.no_grad():
+            while not self.shared.stop:
+                chunk = self.shared.next_chunk(ensemble or self.rows)
+                if chunk is None:
+                    return
+                self.advance(chunk)
+
+    def advance(self, chunk: _Chunk) -> None:
         """Carry one chunk from where it is to the end, and store its samples."""
-        solver = self.solver
-        part, noise = self._bind(chunk.rows)
-        if chunk.state is None:
-            chunk.state = solver.init(part, noise)
-            part, noise = self._drop(chunk, -1, part, noise)
-        else:
+        solver, shared = self.solver, self.shared
+        if chunk.state is not None:
             chunk.state = type(chunk.state)(*(t.to(self.device) for t in chunk.state))
-        self.progress.chunk = chunk
-        while chunk.rows and chunk.step < solver.num_steps:
-            k = chunk.step
-            before = len(chunk.rows)
-            state, info = solver.step(part, chunk.state, k, noise.at(k))
-            chunk.state, chunk.step = state, k + 1
-            part, noise = self._drop(chunk, k, part, noise)
-            bar.update(len(chunk.rows) + (before - len(chunk.rows)) * (solver.num_steps - k))
-            bar.set_postfix_str(
-                ", ".join(filter(None, (o.progress_text() for o in self.operators))), refresh=False
-            )
-            for callback in self.callbacks:
-                estimate = lambda s=chunk.state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
-                callback(StepReport(k, solver.num_steps, tuple(chunk.rows), info, estimate))
-            if (
-                self.path is not None
-                and chunk.step % checkpoint_every == 0
-                and chunk.step < solver.num_steps
-            ):
-                self.save()
-        if chunk.rows:
-            self._finish(chunk, part)
-        self.progress.chunk = None
-        if self.path is not None:
-            self.save()
+            shared.bar.update(chunk.step * len(chunk.rows))
+        part, noise = self._bind(chunk.rows)
+        while chunk.rows and (chunk.state is None or chunk.step < solver.num_steps):
+            if shared.stop:
+                return
+            k = -1 if chunk.state is None else chunk.step
+            outcome = self._attempt(chunk, part, noise, k)
+            if outcome is None:
+                part, noise = self._halve(chunk)
+                continue
+            with shared.lock:
+                before = len(chunk.rows)
+                chunk.state, info = outcome
+                chunk.step = k + 1
+                part, noise = self._drop(chunk, k, part, noise)
+                if k < 0:
+                    continue
+                lost = before - len(chunk.rows)
+                shared.bar.update(len(chunk.rows) + lost * (solver.num_steps - k))
+                self._report(chunk, k, info)
+        with shared.lock:
+            if chunk.rows:
+                self._finish(chunk, part)
+            shared.progress.chunks.remove(chunk)
+            if shared.path is not None:
+                shared.save()
+
+    def _attempt(
+        self, chunk: _Chunk, part: Problem, noise: Noise, k: int
+    ) -> tuple[Any, Any] | None:
+        """Return the state after step k (-1: the first state) and its info; None where memory was short."""
+        counters = replace(self.problem.counters)
+        try:
+            if k < 0:
+                return self.solver.init(part, noise), None
+            return self.solver.step(part, chunk.state, k, noise.at(k))
+        except RuntimeError as error:
+            if not (self.patient and self.batch_size > 1 and out_of_memory(error)):
+                raise
+        self.problem.counters.__dict__.update(
+            counters.__dict__
+        )  # calls that count are those that led somewhere
+        return None
+
+    def _halve(self, chunk: _Chunk) -> tuple[Problem, Noise]:
+        """Go on with half of the batch; what is left of a chunk starts over later, with the same random numbers."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.problem.batch_size = self.batch_size = self.batch_size // 2
+        if not self.solver.requires.ensemble and len(chunk.rows) > 1:
+            size = self.rows = len(chunk.rows) // 2
+            with self.shared.lock:
+                later = chunk.rows[size:]
+                self.shared.pending.extendleft(reversed(later))
+                self.shared.bar.update(-chunk.step * len(later))
+                chunk.rows = chunk.rows[:size]
+                if chunk.state is not None:
+                    chunk.state = type(chunk.state)(*(t[:size] for t in chunk.state))
+        return self._bind(chunk.rows)
+
+    def _report(self, chunk: _Chunk, k: int, info: Any) -> None:
+        solver, shared = self.solver, self.shared
+        shared.bar.set_postfix_str(
+            ", ".join(filter(None, (o.progress_text() for o in self.operators))), refresh=False
+        )
+        for callback in shared.callbacks:
+            estimate = lambda s=chunk.state: self.problem.prior.to_data(solver.estimate(s))  # noqa: E731
+            callback(StepReport(k, solver.num_steps, tuple(chunk.rows), info, estimate))
+        if (
+            shared.path is not None
+            and chunk.step % shared.checkpoint_every == 0
+            and chunk.step < solver.num_steps
+        ):
+            shared.save()
 
     def _bind(self, rows: list[tuple[int, int]]) -> tuple[Problem, Noise]:
         index = torch.tensor([b for b, _ in rows], dtype=torch.long)
@@ -323,38 +469,13 @@ class _Loop:
             )
         return "Likely causes: sigma_y far too small for y, or an operator that overflows outside its domain."
 
-    def stop_clock(self) -> None:
-        now = time.monotonic()
-        self.progress.seconds += now - self.tick
-        self.tick = now
-        c = self.problem.counters
-        self.progress.counters = [c.network, c.vjp, c.forward]
-
-    def save(self) -> None:
-        self.stop_clock()
-        if self.path is None:
-            return
-        p = self.progress
-        content: dict[str, Any] = {
-            "samples": p.samples,
-            "chi2": p.chi2,
-            "log_prob": p.log_prob,
-            "log_weights": p.log_weights,
-            "status": [[b, s, text] for (b, s), text in p.status.items()],
-            "seconds": p.seconds,
-            "counters": p.counters,
-            "chunk": None,
-        }
-        if p.chunk is not None and p.chunk.state is not None:
-            state = {name: t.cpu() for name, t in p.chunk.state._asdict().items()}
-            content["chunk"] = {
-                "rows": [list(r) for r in p.chunk.rows],
-                "step": p.chunk.step,
-                "state": state,
-            }
-        save_checkpoint(self.path, self.identity, content)
-
-    def result(self, identity: dict[str, str], num_samples: int, interrupted: bool) -> Result:
+    def result(
+        self,
+        identity: dict[str, str],
+        num_samples: int,
+        interrupted: bool,
+        devices: list[str],
+    ) -> Result:
         p = self.progress
         missing = "interrupted" if interrupted else "missing"
         status = [
@@ -367,7 +488,7 @@ class _Loop:
             "settings": self.solver.settings,
             "num_samples": num_samples,
             "seed": self.seed,
-            "device": str(self.device),
+            "device": ", ".join(devices),
             "network_calls": p.counters[0],
             "vjp_calls": p.counters[1],
             "forward_calls": p.counters[2],
@@ -468,18 +589,7 @@ def _restore(path: Path, identity: dict[str, str], solver: Solver[Any]) -> _Prog
         seconds=content["seconds"],
         counters=content["counters"],
     )
-    chunk = content["chunk"]
-    if chunk is not None:
+    for chunk in content["chunks"]:
         state = solver.state_type(**chunk["state"])
-        progress.chunk = _Chunk([(b, s) for b, s in chunk["rows"]], chunk["step"], state)
+        progress.chunks.append(_Chunk([(b, s) for b, s in chunk["rows"]], chunk["step"], state))
     return progress
-
-
-def _chunk_size(batch_size: int | str, problem: Problem, device: torch.device) -> int:
-    if batch_size == "auto":
-        # On a CPU batching buys nothing beyond a few thousand numbers; on a GPU it does until memory is short.
-        numbers = 2**16 if device.type == "cpu" else 2**22
-        return max(1, numbers // max(1, torch.Size(problem.shape).numel()))
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected a positive number or 'auto'")
-    return batch_size

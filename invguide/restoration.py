@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from invguide import api
-from invguide.devices import out_of_memory, resolve_device
+from invguide.devices import out_of_memory, resolve_devices
 from invguide.errors import (
     CheckpointError,
     DivergenceError,
@@ -113,7 +113,7 @@ class Job:
             )
         if settings.samples < 1:
             raise InputError(f"--samples is {settings.samples}; expected at least 1")
-        resolve_device(settings.device)
+        resolve_devices(settings.device)
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
         prior = api.load_prior(settings.prior)

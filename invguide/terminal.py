@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 RUN_FAILED, BAD_INPUT = 1, 2
 
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:all, ...")]
 
 
 class Group(TyperGroup):

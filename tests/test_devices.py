@@ -1,0 +1,210 @@
+"""Short memory and several devices: the samples are those of one device with plenty."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import invguide as ig
+from invguide import driver
+from invguide.devices import chunk_size, out_of_memory, resolve_devices
+from invguide.errors import DivergenceError, InputError
+from invguide.operators import GaussianBlur
+from invguide.prior import Prior, per_sample
+from invguide.result import Result
+from invguide.reward import as_reward
+from invguide.solvers import DPS, HQS, SCG, EnKG
+
+SHAPE = (1, 4, 5)
+
+
+class Small(Prior):
+    """A white prior whose network holds `limit` samples at most; from the call `after` on."""
+
+    shape = SHAPE
+    sigma_min, sigma_max = 0.01, 10.0
+
+    def __init__(self, limit: int | None = None, after: int = 0) -> None:
+        super().__init__()
+        self.limit, self.after, self.sizes = limit, after, []
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if self.limit is not None and len(x) > self.limit and len(self.sizes) > self.after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return x / (1 + per_sample(sigma, x) ** 2)
+
+
+def run(prior: Prior, solver=None, num_samples: int | None = 5, **settings) -> Result:
+    y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    likelihood = ig.Likelihood(GaussianBlur(sigma=1.0), y, 0.2)
+    problem = ig.Problem(prior, likelihood)
+    settings = {"device": "cpu", "progress": False, **settings}
+    return driver.run(solver or DPS(num_steps=4), problem, num_samples, **settings)
+
+
+def same(a: Result, b: Result) -> bool:
+    """To the last bit: every operation of this prior and operator is one of rows."""
+    return torch.equal(a.samples, b.samples) and a.status == b.status and a.nfe == b.nfe
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    "solver", [DPS(num_steps=4), HQS(num_steps=4), EnKG(ensemble_size=5, num_steps=3)]
+)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_short_memory_halves_the_batch_and_changes_nothing(solver, limit: int) -> None:
+    small = Small(limit)
+    assert same(run(small, solver, batch_size="auto"), run(Small(), solver, batch_size="auto"))
+    assert max(small.sizes) > limit  # it did run out
+    fitting = [size for size in small.sizes if size <= limit]
+    assert small.sizes[-len(fitting) :] == fitting  # and never again
+
+
+def test_memory_that_runs_short_later() -> None:
+    small = Small(limit=2, after=2)
+    result = run(small, batch_size="auto")
+    assert torch.equal(result.samples, run(Small()).samples)
+    assert result.status == [["ok"] * 5] * 2
+
+
+def test_candidates_are_evaluated_in_parts() -> None:
+    """One sample, whose eight candidates go through the network together."""
+    reward = as_reward(lambda x: -x.square().flatten(1).sum(1))
+
+    def search(prior: Prior) -> Result:
+        solver = SCG(num_candidates=8, num_steps=3)
+        return ig.guide(prior, reward, solver=solver, num_samples=1, device="cpu", progress=False)
+
+    small = Small(limit=3)
+    assert same(search(small), search(Small()))
+    assert max(small.sizes) == 8
+
+
+def test_a_batch_that_was_asked_for_is_not_changed() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        run(Small(limit=2), batch_size=4)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        run(Small(limit=0), batch_size="auto")  # not even one
+
+
+def test_other_errors_are_not_taken_for_short_memory() -> None:
+    class Broken(Small):
+        def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+            self.sizes.append(len(x))
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    prior = Broken()
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(prior, batch_size="auto")
+    assert len(prior.sizes) == 1
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not out_of_memory(RuntimeError("mat1"))
+
+
+# ---- several devices
+
+
+@pytest.mark.parametrize("solver", [DPS(num_steps=4), EnKG(ensemble_size=5, num_steps=3)])
+@pytest.mark.parametrize("count", [2, 3, 20])
+@pytest.mark.parametrize("batch_size", ["auto", 1])
+def test_the_number_of_devices_does_not_matter(solver, count: int, batch_size) -> None:
+    one = run(Small(), solver, batch_size=batch_size)
+    several = run(Small(), solver, batch_size=batch_size, device=["cpu"] * count)
+    assert same(several, one)
+    assert several.manifest["device"] == ", ".join(["cpu"] * count)
+
+
+def test_devices_work_at_the_same_time_and_short_memory_is_theirs() -> None:
+    meeting = threading.Barrier(
+        2, timeout=30
+    )  # broken unless two samples are in their first step at once
+    met: list[int] = []
+
+    def meet(report: driver.StepReport) -> None:
+        met.append(len(report.rows))
+
+    class Meets(Small):
+        def __deepcopy__(self, memo) -> Meets:
+            return Meets(self.limit)
+
+        def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+            if not self.sizes:
+                meeting.wait()
+            return super().denoise(x, sigma, **condition)
+
+    result = run(Meets(limit=2), device=["cpu", "cpu"], callbacks=[meet])
+    assert same(result, run(Small()))
+    assert max(met) <= 2
+
+
+def test_begun_on_two_devices_and_finished_on_any_number(tmp_path: Path) -> None:
+    expected = run(Small())
+    for count in (1, 2, 3):
+        path = tmp_path / f"{count}.pt"
+
+        def stop(report: driver.StepReport) -> None:
+            if report.step == 2:
+                raise KeyboardInterrupt
+
+        settings = {"checkpoint": path, "checkpoint_every": 1, "batch_size": 2}
+        begun = run(Small(), device=["cpu", "cpu"], callbacks=[stop], **settings)
+        assert any("interrupted" in row for row in begun.status)
+        finished = run(Small(), device=["cpu"] * count, **settings)
+        assert same(finished, expected)
+
+
+def test_a_failure_on_one_device_stops_the_others() -> None:
+    class Fails(Small):
+        def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+            return super().denoise(x, sigma) * (float("nan") if len(self.sizes) > 2 else 1)
+
+    with pytest.raises(DivergenceError, match="x of sample 0"):
+        run(Fails(), device=["cpu", "cpu"], batch_size=1)
+
+
+def test_shared_random_numbers_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted mistake: noise from one generator, in the order in which devices happen to ask."""
+    stream = torch.Generator().manual_seed(0)
+
+    def draw(self, purpose: str = "", shape=None) -> Tensor:
+        return torch.randn(len(self.rows), *(shape or self.shape), generator=stream)
+
+    monkeypatch.setattr(driver.Noise, "__call__", draw)
+    assert not same(run(Small(), batch_size=1), run(Small(), device=["cpu"] * 2, batch_size=1))
+
+
+@pytest.mark.gpu
+def test_every_gpu() -> None:
+    result = run(Small(), device="cuda:all")
+    assert torch.allclose(result.samples, run(Small()).samples, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: resolve_devices([]), "device is an empty list"),
+        (lambda: resolve_devices(["cpu", "nowhere"]), "device 'nowhere' cannot be used here"),
+        (lambda: chunk_size(0, SHAPE, torch.device("cpu")), "batch_size is 0"),
+        (lambda: run(Small(), num_samples=2, device=["cpu"] * 2, batch_size="all"), "is 'all'"),
+    ],
+)
+def test_errors(call, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        call()
+
+
+def test_black_boxes_serve_one_device() -> None:
+    box = ig.BlackBox(lambda x: x.sum(1), workers=1)
+    y = torch.zeros(1, 4)
+    prior = ig.priors.Gaussian(torch.zeros(2, 4), torch.eye(8))
+    with pytest.raises(InputError, match="a black box has workers of its own"):
+        ig.solve(
+            y, box, prior, sigma_y=0.1, solver=EnKG(ensemble_size=4), device=["cpu"] * 2, progress=False
+        )  # fmt: skip
