@@ -62,7 +62,7 @@ def error(
     return worst
 
 
-# ---- deepinv and EDM
+# ---- deepinv
 
 
 @pytest.fixture(scope="module")
@@ -139,54 +139,6 @@ def test_deepinv_wrapper_that_clips(models: Any):
     net = models.ScoreModelWrapper(nn.Identity(), sigma_t=lambda t: t, scale_t=lambda t: 1.0)
     with pytest.raises(InputError, match=r"cuts its output off.*clip_output=False"):
         load(net)
-
-
-@pytest.mark.parametrize("labels", [0, 4])
-def test_edm_file(models: Any, tmp_path: Path, labels: int):
-    arguments: Any = {
-        "img_resolution": 16,
-        "in_channels": 1,
-        "out_channels": 1,
-        "label_dim": labels,
-        "model_channels": 128,
-        "channel_mult": (1, 1) if labels else (1,),
-        "num_blocks": 1,
-        "attn_resolutions": [8],
-    }
-    net = randomised(models.ADMUNet(**arguments, pretrained=None, pixel_std=0.5))
-    inverse_bench = {"ema": {f"model.{k}": v for k, v in net.state_dict().items()}, "net": {}}
-    torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
-    prior = load(tmp_path / "fwi-5m.pt")
-    assert (prior.shape, prior.sigma_data) == ((1, 16, 16), 0.5)
-    label = torch.tensor([1, 2]) if labels else None
-    rows = torch.eye(4)[[1, 2]] if labels else None
-
-    def preconditioned(
-        x: Tensor, sigma: Tensor
-    ) -> Tensor:  # table 1 of Karras et al., sigma_data 0.5
-        total = sigma**2 + 0.25
-        raw = net.forward_unet(x / total.sqrt(), sigma.log().expand(len(x)) / 4, class_labels=rows)
-        return 0.25 / total * x + 0.5 * sigma / total.sqrt() * raw
-
-    condition = {"label": label} if labels else {}
-    assert error(prior, preconditioned, **condition) < 1e-5
-    other = load(tmp_path / "fwi-5m.pt", sigma_data=1.0)
-    assert error(other, preconditioned, **condition) > 1e-2
-    del inverse_bench["ema"]["model.out_conv.bias"]
-    torch.save(inverse_bench, tmp_path / "fwi-5m.pt")
-    with pytest.raises(CheckpointError, match=r"1 missing, such as out_conv\.bias"):
-        load(tmp_path / "fwi-5m.pt")
-
-
-def test_narrow_edm_networks_are_refused(models: Any, tmp_path: Path):
-    net = models.ADMUNet(
-        16, 1, 1, model_channels=64, channel_mult=(1,), num_blocks=1, pretrained=None
-    )
-    torch.save(net.state_dict(), tmp_path / "w.pt")
-    with pytest.raises(
-        CheckpointError, match=r"channels \[64\], expected multiples of 64, 128 up"
-    ):
-        load(tmp_path / "w.pt")
 
 
 # ---- a network of one's own

@@ -25,10 +25,10 @@ RECOGNISED = (
         "schedule=.",
     ),
     Entry(
-        "EDM (DhariwalUNet)",
+        "EDM (DhariwalUNet, SongUNet)",
         "ig.load_prior('fwi-5m.pt')",
-        "A weights file of EDM's ADM network, such as those of InverseBench; sigma_data=0.5 and "
-        "data_range=(-1, 1) unless told.",
+        "A weights file of one of EDM's networks, such as those of InverseBench, or EDM's own .pkl. Of a SongUNet, "
+        "precondition='edm' or 'vp' is to be told; sigma_data=0.5 and data_range=(-1, 1) unless told.",
     ),
     Entry(
         "diffusers",

@@ -161,7 +161,7 @@ def _check_pickle(path: Path, zipped: bool) -> None:
     try:
         if not zipped:
             with open(path, "rb") as file:  # magic number, protocol, system, content
-                unsafe = [name for _ in range(4) for name in _unsafe_names(file)]
+                unsafe = [name for _ in range(4) for name in unsafe_names(file)]
         else:
             with zipfile.ZipFile(path) as archive:
                 records = archive.infolist()
@@ -186,7 +186,7 @@ def _check_pickle(path: Path, zipped: bool) -> None:
                         f"{_readable(LARGEST_INDEX)}: save the state dict alone"
                     )
                 with archive.open(index) as file:
-                    unsafe = list(_unsafe_names(file))  # pyright: ignore[reportArgumentType]
+                    unsafe = list(unsafe_names(file))  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -199,7 +199,7 @@ def _check_pickle(path: Path, zipped: bool) -> None:
         )
 
 
-def _unsafe_names(file: BinaryIO | Any) -> Iterator[str]:
+def unsafe_names(file: BinaryIO | Any) -> Iterator[str]:
     """Yield what one pickle would import, apart from what tensors and dictionaries are made of."""
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST") and not HARMLESS.fullmatch(str(argument)):

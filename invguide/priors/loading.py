@@ -17,7 +17,7 @@ from invguide.priors.adm_checkpoints import is_adm, load_adm
 from invguide.priors.checkpoint_file import load_strictly, metadata, read_weights, versions
 from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
 from invguide.priors.diffusers_folder import download, load_diffusers, unet2d
-from invguide.priors.edm_checkpoints import is_edm, load_edm
+from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
 from invguide.priors.embedded import EMBEDDED, load_embedded
 from invguide.priors.network import from_network
 
@@ -41,7 +41,7 @@ class Family:
 
 FAMILIES = (
     Family("guided-diffusion (ADM)", is_adm, load_adm),
-    Family("EDM (DhariwalUNet)", is_edm, load_edm),
+    Family("EDM (DhariwalUNet, SongUNet)", is_edm, load_edm),
 )
 
 
@@ -103,6 +103,9 @@ def _from_file(path: Path, entry: str | None, settings: dict[str, Any]) -> Prior
     if path.suffix == ".safetensors" and (not path.exists() or "network" in metadata(path)):
         _check_settings(settings)
         return load_embedded(str(path))  # written by our own trainer
+    if path.suffix == ".pkl":
+        _check_settings(settings, load_edm, from_network)
+        return load_edm_pickle(path, **settings)
     weights = read_weights(path, entry)
     for state in versions(weights):
         for family in FAMILIES:
