@@ -162,9 +162,7 @@ def test_no_code_runs(
     write({**state(), "x": Runs(mark)}, path)
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(
-        CheckpointError, match=r"more than tensors .*could run code: refused|cannot be read"
-    ):
+    with pytest.raises(CheckpointError, match=r"more than tensors .*could run code: refused"):
         read_weights(path)
     assert not mark.exists()
     if (

@@ -30,8 +30,7 @@ LARGEST_INDEX = (
 # Narrower than what torch.load(weights_only=True) lets a file call: torch.Tensor and bytearray,
 # which it permits, reserve memory of any size that the file names.
 HARMLESS = re.compile(
-    r"collections (OrderedDict|defaultdict|Counter)"
-    r"|_codecs encode|(builtins|__builtin__) (set|complex|dict|list|int)"
+    r"collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) (set|complex)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
     r"|torch\._tensor _rebuild_from_type_v2|torch\.nn\.parameter Parameter"
     r"|torch\.storage (Untyped|Typed)Storage"
@@ -158,45 +157,52 @@ def metadata(path: Path) -> dict[str, str]:
 
 def _check_pickle(path: Path, zipped: bool) -> None:
     """Look at the archive and at the names in its pickle, without unpickling."""
+    unsafe: list[str] = []
     try:
-        if not zipped:
-            with open(path, "rb") as file:  # magic number, protocol, system, content
-                unsafe = [name for _ in range(4) for name in unsafe_names(file)]
-        else:
+        if zipped:
             with zipfile.ZipFile(path) as archive:
-                records = archive.infolist()
-                if any(r.filename.endswith("/constants.pkl") for r in records):
-                    raise CheckpointError(
-                        f"{path} is a TorchScript program, not weights: running it is up to you; load it with "
-                        "torch.jit.load and pass the module"
-                    )
-                if any(r.compress_type != zipfile.ZIP_STORED for r in records):
-                    raise CheckpointError(
-                        f"{path} is compressed, which torch.save never does: a small file could fill the "
-                        "memory; unzip it, or save the weights again"
-                    )
-                index = next((r for r in records if r.filename.endswith("/data.pkl")), None)
-                if index is None:
-                    raise CheckpointError(
-                        f"{path} is a zip file without weights; expected one written by torch.save"
-                    )
-                if index.file_size > LARGEST_INDEX:
-                    raise CheckpointError(
-                        f"{path} holds {_readable(index.file_size)} besides tensors; expected at most "
-                        f"{_readable(LARGEST_INDEX)}: save the state dict alone"
-                    )
-                with archive.open(index) as file:
-                    unsafe = list(unsafe_names(file))  # pyright: ignore[reportArgumentType]
+                for index in _indices(path, archive.infolist()):
+                    with archive.open(index) as file:
+                        unsafe += unsafe_names(file)
+        else:
+            with open(path, "rb") as file:
+                for _ in range(4):  # magic number, protocol, system, content
+                    unsafe += unsafe_names(file)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _damaged(path, error) from error
+        if not unsafe:  # a plain pickle ends early, and what it names is the better message
+            raise _damaged(path, error) from error
     if unsafe:
         raise CheckpointError(
             f"{path} holds more than tensors ({', '.join(dict.fromkeys(unsafe))}), and reading that could run "
             "code: refused. If you trust where it comes from, save its weights alone, once: "
             "torch.save(net.state_dict(), 'weights.pt')"
         )
+
+
+def _indices(path: Path, records: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The pickles of an archive that torch.save could have written, or an error that says why it has not."""
+    if any(r.filename.endswith("/constants.pkl") for r in records):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not weights: running it is up to you; load it with torch.jit.load "
+            "and pass the module"
+        )
+    if any(r.compress_type != zipfile.ZIP_STORED for r in records):
+        raise CheckpointError(
+            f"{path} is compressed, which torch.save never does: a small file could fill the memory; unzip it, "
+            "or save the weights again"
+        )
+    indices = [r for r in records if r.filename.endswith("data.pkl")]
+    if not indices:
+        raise CheckpointError(f"{path} is a zip file without weights; expected one of torch.save")
+    size = sum(r.file_size for r in indices)
+    if size > LARGEST_INDEX:
+        raise CheckpointError(
+            f"{path} holds {_readable(size)} besides tensors; expected at most {_readable(LARGEST_INDEX)}: save "
+            "the state dict alone"
+        )
+    return indices
 
 
 def unsafe_names(file: BinaryIO | Any) -> Iterator[str]:
