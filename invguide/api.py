@@ -237,7 +237,7 @@ def _probe(problem: Problem) -> None:
         return
     y = likelihood.y
     blank = torch.full(
-        (len(y), *problem.shape), problem.prior.shift, dtype=y.real.dtype, device=y.device
+        (len(y), *problem.data_shape), problem.prior.shift, dtype=y.real.dtype, device=y.device
     )
     with torch.no_grad():
         predicted = likelihood.operator.to(y.device)(blank)
@@ -247,6 +247,6 @@ def _probe(problem: Problem) -> None:
         if predicted.shape[1:] == y.shape:
             hint = "; y lacks its batch axis: pass y[None]"
         raise ShapeError(
-            f"{type(likelihood.operator).__name__} maps x {tuple(problem.shape)} to {tuple(predicted.shape[1:])}, "
+            f"{type(likelihood.operator).__name__} maps x {tuple(problem.data_shape)} to {tuple(predicted.shape[1:])}, "
             f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
         )

@@ -81,6 +81,10 @@ class Likelihood:
         y = self.y.to(device=device, dtype=kind if self.y.is_complex() else dtype)
         return self._of(self.operator.to(device), y, self.noise.to(device, dtype))
 
+    def through(self, decode: Callable[[Tensor], Tensor]) -> Likelihood:
+        """Return the likelihood of z, where x = decode(z)."""
+        return self._of(_Through(self.operator, decode), self.y, self.noise)
+
     @property
     def differentiable(self) -> bool:
         return self.operator.differentiable
@@ -144,6 +148,21 @@ class Likelihood:
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
         return self.y - self.operator(x)
+
+
+class _Through(Operator):
+    """A(decode(z))."""
+
+    def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operator, self.decode = operator, decode
+        self.differentiable = operator.differentiable
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(self.decode(x))
+
+    def observed(self) -> Tensor | None:
+        return self.operator.observed()
 
 
 def _real(values: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Prior(nn.Module, ABC):
         min_size: Smallest height and width that make sense where the shape has None.
         scale, shift: data = scale * normalised + shift.
         symmetric: Whether mirror images and quarter turns of a signal are as likely as the signal itself.
+        affine: Whether data = scale * normalised + shift; else `to_data` is another map, such as a decoder.
         precision: Of the network inside, "fp32" unless it was asked to be faster.
         sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
     """
@@ -37,6 +38,7 @@ class Prior(nn.Module, ABC):
     min_size: int = 1
     scale: float = 1.0
     shift: float = 0.0
+    affine: bool = True
     symmetric: bool = False
     sigma_data: float = 1.0
     precision: str = "fp32"
@@ -90,6 +92,14 @@ class Prior(nn.Module, ABC):
 
     def to_normalised(self, x: Tensor) -> Tensor:
         return (x - self.shift) / self.scale
+
+    def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one sample in data units, from that in normalised units: the same, unless it is decoded."""
+        return shape
+
+    def normalised_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one sample in normalised units, from that in data units."""
+        return shape
 
     @property
     def dtype(self) -> torch.dtype:

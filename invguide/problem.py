@@ -48,7 +48,7 @@ class Problem:
         prior: The prior.
         likelihood: log p(y | x), data units.
         reward: r(x), data units, added to the likelihood.
-        shape: Shape of one sample; from the prior, else from the operator, where it is not given.
+        shape: Shape of one sample, data units; from the prior, else from the operator, where it is not given.
         condition: Keywords for the prior, each with one row per measurement.
 
     Raises:
@@ -113,6 +113,11 @@ class Problem:
                 "a black box has workers of its own and serves one device; give one device, or call torch only"
             )
         return deepcopy(self).to(device, dtype)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample in data units; `shape` is that in normalised units."""
+        return self.prior.data_shape(self.shape)
 
     # ---- the prior
 
@@ -192,6 +197,9 @@ class Problem:
         """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,)."""
         assert self.likelihood is not None
         self.counters.forward += len(x0)
+        if not self.prior.affine:
+            decoded = self.likelihood.through(self.prior.to_data)
+            return proximal(decoded, x0, torch.as_tensor(sigma, dtype=x0.dtype) ** 2)
         variance = (
             torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale
         ) ** 2
@@ -214,7 +222,7 @@ class Problem:
     @property
     def sigma_y(self) -> Tensor | None:
         """Noise standard deviation of each row divided by the data scale, (B,), where it is one number; else None."""
-        noise = None if self.likelihood is None else self.likelihood.noise
+        noise = self.likelihood.noise if self.likelihood and self.prior.affine else None
         if not isinstance(noise, Gaussian) or noise.sigma_y[0].numel() != 1:
             return None
         return noise.sigma_y.flatten() / self.prior.scale
@@ -223,7 +231,7 @@ class Problem:
         """Return `sigma_y`, or raise InputError on behalf of `who`."""
         if self.sigma_y is None:
             raise InputError(
-                f"{who} is defined for Gaussian noise with one sigma_y per measurement only"
+                f"{who} is defined for Gaussian noise with one sigma_y per measurement only, in pixels, not latents"
             )
         return self.sigma_y
 
@@ -245,7 +253,9 @@ class Problem:
 
     @property
     def linear(self) -> bool:
-        return self.likelihood is not None and isinstance(self.likelihood.operator, LinearOperator)
+        """Whether the measurement is a linear function of x; through a decoder it is not."""
+        operator = None if self.likelihood is None else self.likelihood.operator
+        return self.prior.affine and isinstance(operator, LinearOperator)
 
     @property
     def differentiable(self) -> bool:
@@ -265,11 +275,12 @@ def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 def _resolve_shape(
     prior: Prior, likelihood: Likelihood | None, shape: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    known = tuple(shape) if shape is not None else None
+    known = prior.normalised_shape(tuple(shape)) if shape is not None else None
     if known is None and all(n is not None for n in prior.shape):
         known = tuple(int(n) for n in prior.shape if n is not None)
     if known is None and likelihood is not None:
         known = likelihood.operator.input_shape(tuple(likelihood.y.shape[1:]))
+        known = None if known is None else prior.normalised_shape(tuple(known))
     if known is None:
         raise ShapeError(
             f"the shape of x is unknown: the prior takes {prior.shape} and the operator cannot tell; "

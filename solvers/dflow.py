@@ -178,7 +178,7 @@ def _perturbed(problem: Problem, noise: Noise) -> Problem:
     e = torch.view_as_complex(e) if y.is_complex() else e[..., 0]
     moved = Likelihood(likelihood.operator, y + likelihood.noise.sigma_y * e, likelihood.noise)
     twin = Problem(
-        problem.prior, moved, problem.reward, shape=problem.shape, condition=problem.condition
+        problem.prior, moved, problem.reward, shape=problem.data_shape, condition=problem.condition
     )
     twin.counters, twin.batch_size = problem.counters, problem.batch_size
     return twin
