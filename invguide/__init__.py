@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from invguide import rewards
     from invguide.adapters import as_operator, to_deepinv
     from invguide.blackbox import BlackBox, Command
+    from invguide.planning import plan
 
 __all__ = [
     "BlackBox",
@@ -37,6 +38,7 @@ __all__ = [
     "guide",
     "load_prior",
     "noise",
+    "plan",
     "priors",
     "rewards",
     "solve",
@@ -50,6 +52,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module("invguide.adapters"), name)
     if name in ("BlackBox", "Command"):
         return getattr(import_module("invguide.blackbox"), name)
+    if name == "plan":
+        return import_module("invguide.planning").plan
     if name == "rewards":
         return import_module("invguide.rewards")
     raise AttributeError(f"module 'invguide' has no attribute {name!r}")

@@ -166,6 +166,40 @@ def solve(
         InputError: Whatever is wrong with the arguments, before the first network call.
         DivergenceError: A sample diverged.
     """
+    chosen, problem = prepare(
+        y,
+        operator,
+        prior,
+        sigma_y=sigma_y,
+        noise=noise,
+        solver=solver,
+        num_samples=num_samples,
+        shape=shape,
+        condition=condition,
+    )
+    result = driver.run(chosen, problem, num_samples, **run)
+    assert problem.likelihood is not None
+    result.residual = _residual(problem.likelihood, result)
+    if truth is not None:
+        from invguide.metrics import compare
+
+        result.metrics = compare(result, torch.as_tensor(truth))
+    return result
+
+
+def prepare(
+    y: Tensor | np.ndarray,
+    operator: Any,
+    prior: Prior | str,
+    *,
+    sigma_y: Tensor | float | None = None,
+    noise: NoiseModel | Callable[..., Tensor] | None = None,
+    solver: Solver[Any] | str = "auto",
+    num_samples: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    condition: dict[str, Tensor] | None = None,
+) -> tuple[Solver[Any], Problem]:
+    """Return what `solve` with these arguments hands to the driver, checked."""
     from invguide.adapters import as_operator
 
     prior = load_prior(prior)
@@ -182,14 +216,7 @@ def solve(
     likelihood = Likelihood(operator, torch.as_tensor(y), law)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
-    chosen = _solver_for(problem, solver, num_samples)
-    result = driver.run(chosen, problem, num_samples, **run)
-    result.residual = _residual(likelihood, result)
-    if truth is not None:
-        from invguide.metrics import compare
-
-        result.metrics = compare(result, torch.as_tensor(truth))
-    return result
+    return _solver_for(problem, solver, num_samples), problem
 
 
 def guide(

@@ -291,6 +291,49 @@ def restore(
     say(f"written to {out}")
 
 
+@command("plan", app)
+def plan(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
+    task: TaskName,
+    mask: Mask = None,
+    invert_mask: InvertMask = False,
+    kernel: Kernel = None,
+    blur_sigma: BlurSigma = None,
+    length: Length = None,
+    angle: Angle = None,
+    factor: Factor = None,
+    filter: Filter = None,
+    quality: Quality = None,
+    gain: Gain = None,
+    solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
+    prior: Annotated[str, typer.Option(help="As for `restore`.")] = "natural",
+    samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
+    tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Tell what `restore` will cost: memory, network calls and time.
+
+    Runs four steps of the solver. Exit code 1 if memory does not suffice.
+    """
+    from invguide.errors import InputError
+    from invguide.restoration import Job, Settings, plan_picture
+
+    if not source.is_file():
+        raise InputError(f"no such picture: {source}")
+    options = _options(
+        mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
+    )
+    chosen = {} if steps is None else {"num_steps": steps}
+    settings = Settings(
+        task, options, None, solver, chosen, prior, samples, device=device, tile=tile
+    )
+    found = plan_picture(Job.prepare(settings, _say), source)
+    print(found)
+    if not found.fits:
+        raise typer.Exit(RUN_FAILED)
+
+
 @command("degrade", app)
 def degrade(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A clean picture.")],

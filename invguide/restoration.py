@@ -32,6 +32,7 @@ from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture
 from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
+from invguide.planning import Plan, plan
 from invguide.prior import Prior
 from invguide.priors import Tiled
 from invguide.problem import Problem
@@ -346,6 +347,22 @@ def restore_picture(
         f"  {result.diagnosis}; {result.nfe:.0f} network calls per sample, {result.seconds:.1f} s"
     )
     return result
+
+
+def plan_picture(job: Job, path: Path) -> Plan:
+    """Return what `restore_picture` of this file will cost, from a few steps of its solver."""
+    measured = measure(job, read_picture(path), str(path))
+    prior = prior_for(job, measured)
+    return plan(
+        measured.y,
+        measured.operator,
+        prior,
+        sigma_y=measured.sigma_y,
+        solver=choose(job, measured, prior),
+        num_samples=job.settings.samples,
+        seed=job.settings.seed,
+        device=job.settings.device,
+    )
 
 
 WAYS = "use the same settings, or another --out"  # to go on after a refusal
