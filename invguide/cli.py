@@ -410,7 +410,6 @@ def doctor(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any argument of load_prior."),
     ] = None,
-    seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Examine a checkpoint: does it denoise known pictures, and is it read as it was trained?
@@ -421,21 +420,24 @@ def doctor(
     import torch
 
     from invguide.api import load_prior
-    from invguide.driver import resolve_device
+    from invguide.devices import resolve_device
     from invguide.images import read_picture
-    from invguide.priors.doctor import examine
     from invguide.priors.known_images import known_images
-    from invguide.priors.network import NetworkPrior
+    from invguide.priors.latent import LatentPrior
 
-    prior = load_prior(
-        checkpoint, check=False, **{k: _literal(v) for k, v in _pairs(set_ or ()).items()}
-    )
-    assert isinstance(prior, NetworkPrior)  # as of every checkpoint
-    images = [known_images(prior, read_picture(path).values) for path in picture or ()]
-    report = examine(
-        prior.to(resolve_device(device)), torch.cat(images) if images else None, seed=seed
-    )
+    settings = {name: _literal(value) for name, value in _pairs(set_ or ()).items()}
+    prior = load_prior(checkpoint, check=False, **settings).to(resolve_device(device))
+    shape = prior.image_shape if isinstance(prior, LatentPrior) else prior.shape
+    images = [
+        known_images(shape, read_picture(path).values, min_size=prior.min_size)
+        for path in picture or ()
+    ]
+    known = torch.cat(images) if images else None
+    report: Any = prior.check(known)
     print(report)
+    if isinstance(prior, LatentPrior):
+        floor = float(prior.floor(known).square().mean().sqrt())
+        print(f"floor: the autoencoder alone has an error of {floor:.3g} (white = 1)")
     if not report.fits:
         raise typer.Exit(RUN_FAILED)
 

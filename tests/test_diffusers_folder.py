@@ -175,11 +175,9 @@ def test_hub_ids_go_through_their_own_client(
     assert load("someone/ddpm-faces").shape == (3, 16, 16)
     assert asked == [["*.json"], ["*.json", "diffusion_pytorch_model.safetensors"]]
 
-    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet1DModel"}')
     asked.clear()
-    with pytest.raises(
-        InputError, match="holds a UNet2DConditionModel; of diffusers, only UNet2DModel"
-    ):
+    with pytest.raises(InputError, match="holds a UNet1DModel; of diffusers, only UNet2DModel"):
         load("someone/ddpm-faces")
     assert asked == [["*.json"]]  # refused before the weights are fetched
 

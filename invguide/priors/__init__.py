@@ -3,6 +3,7 @@
 from invguide.priors.checkpoint_file import read_weights
 from invguide.priors.field import FieldPosterior, GaussianField
 from invguide.priors.gaussian import Gaussian
+from invguide.priors.latent import LatentPrior
 from invguide.priors.mixture import GaussianMixture
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.padding import Padded
@@ -13,6 +14,7 @@ __all__ = [
     "Gaussian",
     "GaussianField",
     "GaussianMixture",
+    "LatentPrior",
     "NetworkPrior",
     "Padded",
     "Tiled",

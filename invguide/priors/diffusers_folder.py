@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from invguide.errors import CheckpointError, InputError, MissingPackageError, require
+from invguide.prior import Prior
 from invguide.priors.checkpoint_file import load_strictly, read_weights
-from invguide.priors.labels import WithLabels
+from invguide.priors.diffusers_models import KINDS, Kind
+from invguide.priors.latent import LatentPrior
 from invguide.priors.network import (
-    NetworkPrior,
     cosine_betas,
     from_network,
     linear_betas,
     scaled_linear_betas,
 )
 
-NETWORKS = ("UNet2DModel",)
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 WEIGHTS = tuple(
     f"diffusion_pytorch_model{kind}"
@@ -30,6 +30,8 @@ WEIGHTS = tuple(
 )
 # Names of attention weights in files written before diffusers 0.14.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+PARTS = ("unet", "transformer")  # folders of a pipeline that may hold its network
+AUTOENCODER = "vae"
 MOST_STEPS = 100_000  # of a noise schedule; more than 1000 are rare
 
 
@@ -45,12 +47,13 @@ def download(repository: str) -> Path:
     try:
         folder = Path(hub.snapshot_download(repository, allow_patterns=["*.json"]))
         place = network_folder(folder)
-        _read_network_config(place)  # a refusal comes before gigabytes
-        for kind in (".safetensors", ".bin"):
-            pattern = (place.relative_to(folder) / f"diffusion_pytorch_model{kind}").as_posix()
-            hub.snapshot_download(repository, allow_patterns=["*.json", pattern])
-            if (folder / pattern).is_file():
-                break
+        latent = _kind(place).latent  # a refusal comes before gigabytes
+        for part in (place, folder / AUTOENCODER) if latent else (place,):
+            for kind in (".safetensors", ".bin"):
+                pattern = (part.relative_to(folder) / f"diffusion_pytorch_model{kind}").as_posix()
+                hub.snapshot_download(repository, allow_patterns=["*.json", pattern])
+                if (folder / pattern).is_file():
+                    break
         return folder
     except (InputError, MissingPackageError):
         raise
@@ -64,13 +67,16 @@ def download(repository: str) -> Path:
 
 def load_diffusers(
     folder: Path, *, shape: tuple[int | None, ...] | None = None, **settings: Any
-) -> NetworkPrior:
+) -> Prior:
     """Return the prior of a folder of diffusers: of a whole pipeline, or of its network.
 
+    The prior of a latent diffusion model is a `LatentPrior` where its autoencoder lies beside it in vae/, and
+    else one over the latents themselves.
+
     Args:
-        folder: With config.json or unet/config.json, weights beside it, and scheduler_config.json in it, in
-            scheduler/, or in ../scheduler/.
-        shape: Of one sample; by default the one in the configuration.
+        folder: With config.json, unet/config.json or transformer/config.json, weights beside it, and
+            scheduler_config.json in it, in scheduler/, or in ../scheduler/.
+        shape: Of what the network takes; by default that of the configuration.
         settings: As for `from_network`, in place of what the scheduler says.
 
     Raises:
@@ -79,34 +85,49 @@ def load_diffusers(
         MissingPackageError: diffusers is not installed.
     """
     place = network_folder(folder)
-    config = _read_network_config(place)
+    kind, config = _kind(place), _read_json(place / "config.json")
     told = {"predicts", "schedule"} <= settings.keys()
     training = {} if told else convention(_scheduler_config(place))
+    size = config.get("sample_size")
+    size = size if isinstance(size, list | tuple) else (size, size)
+    if kind.latent:  # their autoencoder brings them to a deviation of one
+        training |= {"data_range": (0.0, 1.0), "sigma_data": 1.0}
+    prior = from_network(
+        kind.wrap(_model(place)),
+        **{"multiple": kind.multiple(config), **training, **settings},
+        shape=shape or (config["in_channels"], *((None, None) if kind.any_size else size)),
+    )
+    autoencoder = (place.parent if place.name in PARTS else place) / AUTOENCODER
+    if kind.latent and (autoencoder / "config.json").is_file():
+        return LatentPrior(prior, _model(autoencoder))
+    return prior
+
+
+def _model(place: Path) -> nn.Module:
+    """Rebuild a model of diffusers from its configuration, and fill it with all of its weights."""
+    config = _read_json(place / "config.json")
     file = weights_in(place)
     diffusers = require("diffusers", "a folder of diffusers", install="'invguide[diffusers]'")
     try:
+        build = getattr(diffusers, config["_class_name"]).from_config
         with torch.device("meta"):  # shapes are compared before memory is taken
-            net = diffusers.UNet2DModel.from_config(config)
+            net = build(config)
+        # What it computes when it is built, such as positions, is the same in one without layers.
+        saved = net.state_dict()
+        computed = [name for name, _ in net.named_buffers() if name not in saved]
+        small = build({**config, "num_layers": 0}) if computed else net
     except Exception as error:  # whatever diffusers makes of wrong settings
         raise CheckpointError(
             f"{place}/config.json is refused by diffusers ({type(error).__name__}: {error}); download or save "
             "the folder again"
         ) from error
+    places = [(net.get_submodule(name.rpartition(".")[0]), name) for name in computed]
+    for owner, name in places:
+        delattr(owner, name.rpartition(".")[2])
     load_strictly(net, _modern(read_weights(file)), file)
-    size = config.get("sample_size")
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    multiple = 2 ** (len(config["block_out_channels"]) - 1)
-    return from_network(
-        unet2d(net),
-        **{"multiple": multiple, **training, **settings},
-        shape=shape or (config["in_channels"], height, width),
-    )
-
-
-def unet2d(net: nn.Module) -> WithLabels:
-    """Return a diffusers.UNet2DModel as net(x, time, label=...)."""
-    embedding = getattr(net, "class_embedding", None)
-    return WithLabels(net, int(getattr(embedding, "num_embeddings", 0)))
+    for owner, name in places:
+        owner.register_buffer(name.rpartition(".")[2], small.get_buffer(name), persistent=False)
+    return net
 
 
 def convention(scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,12 +178,12 @@ def alphas_bar(scheduler: Mapping[str, Any]) -> Tensor:
 
 
 def network_folder(folder: Path) -> Path:
-    for place in (folder, folder / "unet"):
+    for place in (folder, *(folder / part for part in PARTS)):
         if (place / "config.json").is_file():
             return place
     raise InputError(
-        f"{folder} has no config.json, nor unet/config.json; expected a folder saved by diffusers, or the path "
-        "of a weights file"
+        f"{folder} has no config.json, nor {' nor '.join(f'{part}/config.json' for part in PARTS)}; expected a "
+        "folder saved by diffusers, or the path of a weights file"
     )
 
 
@@ -184,15 +205,14 @@ def _scheduler_config(place: Path) -> Mapping[str, Any]:
     )
 
 
-def _read_network_config(place: Path) -> dict[str, Any]:
-    config = _read_json(place / "config.json")
-    if config.get("_class_name") not in NETWORKS:
+def _kind(place: Path) -> Kind:
+    name = _read_json(place / "config.json").get("_class_name", "network without a name")
+    if name not in KINDS:
         raise InputError(
-            f"{place} holds a {config.get('_class_name', 'network without a name')}; of diffusers, only "
-            f"{', '.join(NETWORKS)} can be loaded from a folder. Wrap another network yourself: load_prior(net, "
-            "predicts=..., schedule=...)"
+            f"{place} holds a {name}; of diffusers, only {', '.join(KINDS)} can be loaded from a folder. Wrap "
+            "another network yourself: load_prior(net, predicts=..., schedule=...)"
         )
-    return config
+    return KINDS[name]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

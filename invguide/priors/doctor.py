@@ -173,7 +173,7 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
         InputError: Another convention is right.
     """
     try:
-        images = known_images(prior) if images is None else images
+        images = _default(prior) if images is None else images
     except InputError:
         return  # no pictures: nothing is known of its signals
     scopes: tuple[Scope, ...] = ("nearby", "all") if _cheap(prior, images) else ("output",)
@@ -216,7 +216,7 @@ class _Trial:
         condition: Mapping[str, Tensor],
     ) -> None:
         device = next((t.device for t in (*prior.parameters(), *prior.buffers())), None)
-        images = known_images(prior) if images is None else _checked(images, prior)
+        images = _default(prior) if images is None else _checked(images, prior)
         self.prior, self.own = prior, own
         classes = number_of_classes(prior)
         labels = {"label": torch.zeros(len(images), dtype=torch.long)} if classes else {}
@@ -281,6 +281,10 @@ def linear_error(images: Tensor, sigma: float) -> float:
     count = torch.bincount(ring)
     power = torch.bincount(ring, power.flatten().cpu()) / count.clamp_min(1)
     return float((count * power * sigma**2 / (power + sigma**2)).sum() / count.sum())
+
+
+def _default(prior: NetworkPrior) -> Tensor:
+    return known_images(prior.shape, min_size=prior.min_size)
 
 
 def _checked(images: Tensor, prior: NetworkPrior) -> Tensor:

@@ -10,27 +10,28 @@ from torch import Tensor
 
 from invguide.errors import InputError
 from invguide.images import read_picture
-from invguide.prior import Prior
 
 PHOTO = Path(__file__).parent.parent / "data" / "chelsea.png"
 FREE_SIZE = 64  # of pictures for a network that takes any size
 CENTRES = ((0.3, 0.3), (0.5, 0.62), (0.75, 0.25), (0.8, 0.8))  # of the parts: eyes, nose, fur
 
 
-def known_images(prior: Prior, picture: Tensor | None = None) -> Tensor:
+def known_images(
+    shape: tuple[int | None, ...], picture: Tensor | None = None, *, min_size: int = 1
+) -> Tensor:
     """Return pictures of the shape that a prior takes, (N, C, H, W), data units.
 
     Four parts of a picture, two of them mirrored; if they would be more than half as large, the whole of it,
     continued by reflection where it is too small, and its mirror image.
 
     Args:
-        prior: Any prior of pictures.
+        shape: Of one picture, None where any size will do.
         picture: (1, C, H, W), data units; by default the photograph that ships with the package.
+        min_size: Of the pictures where any size will do.
 
     Raises:
-        InputError: The prior takes no pictures.
+        InputError: This is not the shape of grey or colour pictures.
     """
-    shape = prior.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(
             f"this prior takes signals of shape {shape}, not grey or colour pictures: pass known clean ones, "
@@ -38,7 +39,7 @@ def known_images(prior: Prior, picture: Tensor | None = None) -> Tensor:
         )
     picture = read_picture(PHOTO).values if picture is None else picture
     picture = picture.mean(1, keepdim=True) if shape[0] == 1 else picture.expand(-1, 3, -1, -1)
-    free = max(FREE_SIZE, prior.min_size)
+    free = max(FREE_SIZE, min_size)
     size = [n or free for n in shape[1:]]
     full = picture.shape[2:]
     if any(2 * part > whole for part, whole in zip(size, full, strict=True)):

@@ -16,7 +16,8 @@ from invguide.prior import Prior
 from invguide.priors.adm_checkpoints import is_adm, load_adm
 from invguide.priors.checkpoint_file import load_strictly, metadata, read_weights, versions
 from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
-from invguide.priors.diffusers_folder import download, load_diffusers, unet2d
+from invguide.priors.diffusers_folder import download, load_diffusers
+from invguide.priors.diffusers_models import as_network
 from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
 from invguide.priors.embedded import EMBEDDED, load_embedded
 from invguide.priors.network import from_network
@@ -94,9 +95,7 @@ def _from_module(
         load_strictly(net, read_weights(weights, entry), weights)
     if deepinv:
         return load_deepinv(net, **settings)
-    if any(kind.__name__ == "UNet2DModel" for kind in type(net).__mro__):
-        net = unet2d(net)
-    return from_network(net, **settings)
+    return from_network(as_network(net), **settings)
 
 
 def _from_file(path: Path, entry: str | None, settings: dict[str, Any]) -> Prior:
