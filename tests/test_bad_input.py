@@ -124,7 +124,7 @@ CASES = {
     "weights not there": ("restore photo.png --task denoise --prior x.safetensors", "weights file x.safetensors"),
     "truncated weights": (
         "restore photo.png --task denoise --prior cut.safetensors",
-        "weights file cut.safetensors cannot be used (SafetensorError",
+        "cut.safetensors cannot be read as weights (SafetensorError",
     ),
     "option of another task": (
         "restore photo.png --task denoise --factor 2",
