@@ -104,9 +104,7 @@ class Prior(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the prior computes in: that of its first tensor."""
-        for tensor in chain(
-            self.parameters(), self.buffers()
-        ):  # large networks: the first will do
+        for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
                 return tensor.dtype
         return torch.get_default_dtype()
