@@ -264,6 +264,7 @@ def prior_for(job: Job, measured: Measured) -> Prior:
     prior, tile = job.prior, job.settings.tile
     shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
     if tile is None and shape is not None:
+        shape = prior.normalised_shape(tuple(shape))
         if any(own not in (None, size) for own, size in zip(prior.shape, shape, strict=True)):
             return Tiled(prior)
         tile = LARGE_TILE if math.prod(shape[1:]) > WHOLE else 0

@@ -253,6 +253,34 @@ def test_wrappers_have_the_units_and_the_speed_of_the_prior_inside() -> None:
         prior.optimise("fp32")
 
 
+def test_wrappers_decode_as_the_prior_inside() -> None:
+    """As of a latent prior: twice as many pixels, by a map that is not affine."""
+
+    class Decoded(Local):
+        affine = False
+
+        def to_data(self, x: Tensor) -> Tensor:
+            return torch.tanh(x).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+        def to_normalised(self, x: Tensor) -> Tensor:
+            return torch.atanh(x[..., ::2, ::2])
+
+        def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (shape[0], 2 * shape[1], 2 * shape[2])
+
+        def normalised_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (shape[0], shape[1] // 2, shape[2] // 2)
+
+    y = image(1, 1, 120, 140).tanh()
+    run = {"sigma_y": 0.5, "solver": DPS(num_steps=3), "device": "cpu", "progress": False}
+    whole = ig.solve(y, GaussianBlur(sigma=1.0), Decoded(), **run)
+    for prior in (Tiled(Decoded(), 40, overlap=16), Padded(Decoded(), multiple=1)):
+        tiled = ig.solve(y, GaussianBlur(sigma=1.0), prior, **run)
+        assert torch.allclose(tiled.samples, whole.samples, rtol=0, atol=1e-10)
+        x = image(1, 1, 60, 70)
+        assert torch.allclose(prior.to_normalised(prior.to_data(x)), x)
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

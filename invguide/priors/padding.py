@@ -33,7 +33,7 @@ def image_conditions(condition: dict[str, Tensor], x: Tensor) -> dict[str, Tenso
 
 
 class WrappedPrior(Prior):
-    """A prior around another one, with its noise levels and units.
+    """A prior around another one, with its noise levels and units: data are what the one inside makes of x.
 
     Attributes:
         prior: The one inside.
@@ -48,7 +48,7 @@ class WrappedPrior(Prior):
         self.prior = prior
         self.shape = (prior.shape[0], *(None for _ in prior.shape[1:]))
         self.sigma_min, self.sigma_max = prior.sigma_min, prior.sigma_max
-        self.scale, self.shift = prior.scale, prior.shift
+        self.scale, self.shift, self.affine = prior.scale, prior.shift, prior.affine
         self.symmetric, self.sigma_data = prior.symmetric, prior.sigma_data
         self.min_size, self.precision = prior.min_size, prior.precision
 
@@ -57,6 +57,22 @@ class WrappedPrior(Prior):
         self.prior.optimise(*args, **settings)
         self.precision = self.prior.precision
         return self
+
+    def check(self, images: Tensor | None = None, **condition: Tensor) -> object:
+        """Tell whether the network inside is read as it was trained: see `invguide.priors.NetworkPrior.check`."""
+        return self.prior.check(images, **condition)
+
+    def to_data(self, x: Tensor) -> Tensor:
+        return self.prior.to_data(x)
+
+    def to_normalised(self, x: Tensor) -> Tensor:
+        return self.prior.to_normalised(x)
+
+    def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.prior.data_shape(shape)
+
+    def normalised_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.prior.normalised_shape(shape)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 1 + len(self.shape) or self.shape[0] not in (None, x.shape[1]):
