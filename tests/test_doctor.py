@@ -121,8 +121,10 @@ RANGES = ((-1.0, 1.0), (0.0, 1.0))
 
 
 @pytest.mark.parametrize("data_range", RANGES)
-@pytest.mark.parametrize(("predicts", "schedule", "more"), FAMILIES)
-@pytest.mark.parametrize("signals", ["field", "mixture"])
+@pytest.mark.parametrize(
+    ("signals", "predicts", "schedule", "more"),
+    [("field", *family) for family in FAMILIES] + [("mixture", *f) for f in FAMILIES[:5]],
+)
 def test_the_right_convention_is_named(
     signals: str,
     predicts: str,
@@ -194,7 +196,7 @@ FAULTS: dict[str, tuple[Convention, dict[str, Any], str]] = {
     "standardised network fed [-1, 1]": (
         Convention("v", "linear-vp", (-2, 2)),
         EPS | {"predicts": "v"},
-        r"Pass data_range=\(-2, 2\)",
+        r"Pass data_range=\(-2, 2\), unless these signals have another contrast .*",
     ),
     "cosine told as linear": (
         Convention("eps", "cosine-vp", (-1, 1)),
@@ -273,12 +275,36 @@ def test_load_prior_takes_a_good_fit(fault: str):
     assert "right: predicts=" in report.verdict
 
 
-def test_a_photograph_is_enough_for_a_network_of_pictures():
+def test_a_photograph_is_enough_for_a_network_of_pictures(monkeypatch: pytest.MonkeyPatch):
     prior, _, _ = natural()
+    monkeypatch.setattr(pictures, "FREE_SIZE", 32)
     net = Network(prior, Convention("eps", "cosine-vp", (-1.0, 1.0)))
     with pytest.raises(InputError, match=r"Pass predicts='eps'\. If that cannot be, pass check=F"):
         ig.load_prior(net, predicts="v", schedule="cosine-vp")
     ig.load_prior(net, predicts="v", schedule="cosine-vp", check=False)
+
+
+def test_a_photograph_alone_does_not_decide_between_similar_data_ranges(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A network of [-1, 1] fed [0, 1] sees pictures of half the contrast, which there are."""
+    prior, shape, images = natural()
+    monkeypatch.setattr(pictures, "FREE_SIZE", 32)
+    net = Network(prior, Convention("x0", "ve", (-1.0, 1.0)))
+    told = {"predicts": "x0", "schedule": "ve", "data_range": (0, 1), "shape": shape}
+    with pytest.warns(UserWarning, match=r"Pass data_range=\(-1, 1\), unless these signals"):
+        ig.load_prior(net, **told)
+    with pytest.raises(InputError, match=r"Pass data_range=\(-1, 1\), unless these signals"):
+        ig.load_prior(net, **told, check=images)
+    # Pictures of half the contrast really do look so.
+    pale = (images - images.mean()) / 2 + images.mean()
+    report = from_network(net, "x0", "ve", shape).check(pale)
+    assert report.wrong
+    assert report.doubtful
+    # The other way round is no matter of contrast: values below 0 are none that the network knows.
+    net = Network(prior, Convention("x0", "ve", (0.0, 1.0)))
+    with pytest.raises(InputError, match=r"Pass data_range=\(0, 1\)\. If"):
+        ig.load_prior(net, **told | {"data_range": (-1, 1)})
 
 
 class WithAttention(nn.Module):
@@ -299,7 +325,7 @@ class WithAttention(nn.Module):
 @pytest.mark.parametrize(("trained", "told"), [("legacy", "new"), ("new", "legacy")])
 def test_the_order_of_queries_keys_and_values_is_found(trained: str, told: str):
     prior, shape, images = field()
-    images = images[:4]
+    images = images[:2]
     truth = Convention("eps", "linear-vp", (-1.0, 1.0), qkv_order=trained)
     net = WithAttention(Network(prior, truth), trained, told)
     wrong = from_network(net, **EPS, shape=shape)
@@ -422,7 +448,8 @@ def test_known_images_fit(shape: tuple[int | None, ...]):
 # ---- the command
 
 
-def test_the_command(tmp_path: Path):
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pictures, "FREE_SIZE", 32)
     result = CliRunner().invoke(app, ["doctor", "natural-tiny"])
     assert result.exit_code == 0, result.output
     assert "right: predicts='edm', schedule='edm', data_range=(-1, 1)" in result.output

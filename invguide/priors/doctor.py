@@ -40,6 +40,9 @@ MOST_NOISE = (
 ORDER = (1, 3, 5, 0, 2, 4)  # in which levels are tried: those that tell most come first
 HOPELESS = 2.0  # times the least error: such a convention is tried no further
 EQUAL, WORSE = 1.005, 1.03  # ratios of errors: the same, and surely worse
+# A data range is told by the contrast of the signals: of photographs with half the contrast of those that a
+# network knows, a wrong range has an error up to 0.9 times that of the right one.
+DOUBTFUL = 1.25
 UNTRAINED = 1.15  # times the error of the best linear filter
 # Weights times pixels of one image up to which some fifty calls take seconds.
 CHEAP = {"cpu": 2e10, "cuda": 2e13}
@@ -85,6 +88,12 @@ class Report:
         return self.trained and self.overall(self.declared) > WORSE * self.overall(self.best)
 
     @property
+    def doubtful(self) -> bool:
+        """Whether nothing but the data range is wrong, and less so than signals of unusual contrast can feign."""
+        only = replace(self.best, data_range=self.declared.data_range) == self.declared
+        return only and self.overall(self.declared) < DOUBTFUL * self.overall(self.best)
+
+    @property
     def fits(self) -> bool:
         """Whether the network denoises these signals, under no convention better than under the declared one."""
         return self.trained and not self.wrong
@@ -102,9 +111,10 @@ class Report:
                 "know other signals: pass clean ones of their own kind as images="
             )
         if self.wrong:
+            unless = ", unless these signals have another contrast than those of the training"
             return (
                 f"wrong: {self.declared} has {self.overall(self.declared) / best:.3g} times the error of "
-                f"{self.best}. Pass {self.declared.changes(self.best)}{same}"
+                f"{self.best}. Pass {self.declared.changes(self.best)}{unless if self.doubtful else ''}{same}"
             )
         return f"right: {self.declared}{same}"
 
@@ -167,11 +177,13 @@ def examine(
 def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
     """Refuse a prior of the wrong convention and name the right one; warn of a network that does not denoise.
 
-    A network that is too large to be called often is asked only whether its output means something else.
+    A network that is too large to be called often is asked only whether its output means something else. The
+    photograph alone is no reason to refuse a data range that fits it a little worse than another.
 
     Raises:
         InputError: Another convention is right.
     """
+    default = images is None
     try:
         images = _default(prior) if images is None else images
     except InputError:
@@ -189,7 +201,7 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
             return
         if report.fits:
             return
-    if report.wrong:
+    if report.wrong and not (default and report.doubtful):
         raise InputError(
             f"this network was trained otherwise: {report.verdict}. If that cannot be, pass check=False"
         )
