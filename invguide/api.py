@@ -43,7 +43,8 @@ def load_prior(
         where: One of
             the name of an embedded prior ("natural", "natural-tiny");
             a weights file (.pt, .pth, .ckpt, .safetensors) of a recognised family: no code of it is run;
-            a folder saved by diffusers, or the id of one on the Hugging Face hub ("google/ddpm-celebahq-256");
+            a folder saved by diffusers, or the id of one on the Hugging Face hub ("google/ddpm-celebahq-256"); with
+            an autoencoder in it, samples and measurements are images (`invguide.priors.LatentPrior`);
             a deepinv denoiser;
             a network, with predicts= and schedule= (see `invguide.priors.from_network`);
             a Prior, which is returned as it is.

@@ -37,6 +37,13 @@ RECOGNISED = (
         "(epsilon, v_prediction, sample, score, flow). Needs: pip install 'invguide[diffusers]'.",
     ),
     Entry(
+        "latent diffusion (diffusers)",
+        "ig.load_prior('folder/')",
+        "A folder or hub id with a UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel and its vae/: "
+        "operators and results are images. Text is told by condition={'text': embeddings}. Any other autoencoder: "
+        "ig.priors.LatentPrior(prior, autoencoder, scaling_factor=..., factor=8).",
+    ),
+    Entry(
         "deepinv",
         "ig.load_prior(deepinv.models.NCSNpp(pretrained='download'))",
         "Any deepinv.models.Denoiser. Plain image denoisers are only trusted up to 50 grey levels of noise, unless "
@@ -68,6 +75,7 @@ PUBLIC = (
             ("google/ddpm-church-256", "Churches, 256 x 256"),
             ("google/ddpm-cat-256", "Cats, 256 x 256"),
             ("google/ddpm-cifar10-32", "CIFAR-10, 32 x 32"),
+            ("facebook/DiT-XL-2-256", "ImageNet by class or any, 256 x 256, latent"),
         )
     ),
     *(
