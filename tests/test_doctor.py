@@ -21,6 +21,7 @@ from invguide.priors.adm import Attention
 from invguide.priors.convention import Convention
 from invguide.priors.doctor import examine, linear_error
 from invguide.priors.known_images import known_images
+from invguide.priors.labels import WithLabels
 from invguide.priors.network import cosine_betas, linear_betas, scaled_linear_betas
 
 SIGMA_DATA = 0.5
@@ -397,13 +398,31 @@ def test_a_network_that_refuses_a_time_has_another_convention():
         ig.load_prior(Module(strict), predicts="eps", schedule="ve", shape=shape, check=images)
 
 
+def test_a_class_conditional_network_is_asked_for_its_first_class():
+    prior, shape, images = field()
+    net = Network(prior, Convention("v", "linear-vp", (-1.0, 1.0)))
+    seen: list[Tensor] = []
+
+    def labelled(x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        seen.append(class_labels)
+        return net(x, t)
+
+    wrapped = WithLabels(Module(labelled), classes=7)
+    with pytest.raises(InputError, match=r"Pass predicts='v'\. If"):
+        ig.load_prior(wrapped, **EPS, shape=shape, check=images)
+    assert not any(label.any() for label in seen)
+    told = from_network(wrapped, "v", "linear-vp", shape)
+    assert told.check(images, label=torch.full((16,), 3)).fits  # pyright: ignore[reportAttributeAccessIssue]
+    assert bool((seen[-1] == 3).all())
+
+
 class Module(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.function(x, t)
+    def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.function(x, t, **condition)
 
 
 def test_what_is_no_network_or_no_picture():

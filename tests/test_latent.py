@@ -13,7 +13,7 @@ import invguide as ig
 from invguide.errors import CheckpointError, InputError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity, Inpainting, SuperResolution
-from invguide.priors import Gaussian, LatentPrior, from_network
+from invguide.priors import Gaussian, LatentPrior, Tiled, from_network
 from invguide.priors.diffusers_models import as_network
 from invguide.problem import Problem
 from invguide.solvers import DPS, HQS, REDDiff
@@ -366,6 +366,19 @@ def test_what_does_not_fit_is_said():
         ig.solve(torch.rand(1, 1, 4, 4), Identity(), prior, sigma_y=0.1, solver=official)
     prior.train()
     assert not any(part.training for part in prior.modules())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_in_tiles(inside: bool):
+    """Of the latents, whether the prior of the latents or all of it is put in tiles."""
+    latent = from_network(lambda x, t: x.tanh(), "x0", "ve", (4, None, None))
+    scaled = {"scaling_factor": 1.0, "factor": 2, "channels": 1}
+    prior = LatentPrior(latent, Shuffle(), **scaled)
+    tiled = LatentPrior(Tiled(latent, 8), Shuffle(), **scaled) if inside else Tiled(prior, 8)
+    z = torch.randn(1, 4, 12, 20)
+    torch.testing.assert_close(tiled.denoise(z, 1.0), prior.denoise(z, 1.0))
+    torch.testing.assert_close(tiled.to_data(z), prior.to_data(z))
+    assert tiled.data_shape((4, 12, 20)) == (1, 24, 40)
 
 
 def test_the_doctor_looks_at_latents():
