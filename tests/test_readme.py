@@ -45,7 +45,7 @@ def few_steps(solver, *arguments, **more):
     return run(dataclasses.replace(solver, num_steps=steps), *arguments, **{**more, "progress": False})
 
 images.read_picture = read_picture
-api.load_prior = invguide.load_prior = lambda name: load("natural-tiny" if name == "natural" else name)
+api.load_prior = invguide.load_prior = lambda name, **more: load("natural-tiny" if name == "natural" else name, **more)
 driver.run = few_steps
 """
 AFTER = (
@@ -56,6 +56,9 @@ assert {"panel.png", "manifest.json", "samples.npy"} <= {p.name for p in __impor
     """
 assert result.samples.shape == (1, 4, 3, 64, 64), result.samples.shape
 assert torch.isfinite(result.samples).all()
+""",
+    """
+assert prior.denoise(torch.randn(1, 3, 48, 64), 0.5).shape == (1, 3, 48, 64)
 """,
     """
 assert result.samples.shape == (1, 200, 8), result.samples.shape
@@ -112,6 +115,7 @@ def test_python_runs(index: int, tmp_path: Path):
     printed = (
         "4 of 4 samples finished; chi2",
         "FunctionOperator(<lambda>): fit for use",
+        "\ncalls     100 of the network, 100 of its gradient",
         "'workers': 2",
         "\nSymplecticAdjoint ",
     )
@@ -135,7 +139,17 @@ def test_command_parses(command: str):
 
 def test_commands_are_found_and_wrong_ones_do_not_parse():
     found = {command.split()[1] for command in commands()}
-    assert found >= {"restore", "degrade", "demo", "solvers", "operators", "priors", "verify"}
+    assert found >= {
+        "restore",
+        "degrade",
+        "demo",
+        "doctor",
+        "plan",
+        "solvers",
+        "operators",
+        "priors",
+        "verify",
+    }
     assert {"bench restore", "bench calibration", "bench driver"} <= {
         " ".join(command.split()[1:3]) for command in commands()
     }
@@ -214,14 +228,14 @@ def test_links_lead_somewhere():
 def test_layout_is_there():
     section = TEXT.split("## Layout\n")[1].split("\n## ")[0]
     entries = re.findall(r"^(\S+) {2,}\S", section, re.MULTILINE)
-    assert len(entries) == 12
+    assert len(entries) == 14
     for entry in entries:
         assert (ROOT / entry).exists(), entry
 
 
 def test_tables_stand_between_markers():
     """Whatever fills them later, each table keeps its markers and the command that prints it."""
-    for name in ("bench restore", "bench calibration", "verify", "bench driver"):
+    for name in ("bench restore", "bench calibration", "verify", "bench priors", "bench driver"):
         found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", TEXT, re.DOTALL)
         assert len(found) == 1, name
         assert f"\ninvguide {name}" in found[0], name
