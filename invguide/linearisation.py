@@ -166,7 +166,8 @@ def linearise(
     alive = here.isfinite().all(1, keepdim=True)
     pairs = (alive & there.isfinite().all(1, keepdim=True))[:, 0].nonzero().flatten()
     one = torch.ones_like(here)
-    if len(pairs) < 2:
+    # No two that differ: there are too few, or at this level D does not depend on x at all.
+    if not bool((shifts[pairs] != shifts[pairs[:1]]).any()):
         return Linearisation(known, torch.zeros_like(here), one, one)
     slopes, axes, bias, errors, rest = _ridge(shifts[pairs], (there - here)[pairs], known)
     fit = Linearisation(slopes, bias.expand(here.shape), one, one)

@@ -16,9 +16,31 @@ import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-DEVICES = ["cpu"]
-if torch.cuda.is_available():
-    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))  # pyright: ignore[reportArgumentType]
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="what runs use that name no device, and tests of devices: CUDA where there is one, or one of them only",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA is asked for anything
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: there is no CUDA device here; use cpu or auto")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`device`: the CPU, and the CUDA device too where there is one; of `--device` only that."""
+    if "device" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--device")
+        devices = [] if wanted == "cuda" else [torch.device("cpu")]
+        if wanted != "cpu" and torch.cuda.is_available():
+            devices.append(pytest.param(torch.device("cuda"), marks=pytest.mark.gpu))  # pyright: ignore[reportArgumentType]
+        metafunc.parametrize("device", devices, ids=str)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,9 +57,3 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and the CUDA device too where there is one."""
-    return torch.device(request.param)

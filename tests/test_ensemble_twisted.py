@@ -567,3 +567,12 @@ def test_several_network_batches_cost_calls_and_not_memory() -> None:
 def test_settings_are_checked(settings, message: str) -> None:
     with pytest.raises(InputError, match=message):
         EnsembleTwisted(**settings)
+
+
+def test_shifts_that_do_not_differ_teach_nothing() -> None:
+    """As where the network is flat: what was known before is kept, and no particle is preferred."""
+    points, values = torch.randn(5, 3), torch.randn(5, 2)
+    known = Slopes(torch.randn(5, 2), torch.randn(5, 3))
+    fit = linearise(points, torch.zeros(5, 3), values, values, known)
+    assert fit.slopes is known
+    assert not fit.value.any()
