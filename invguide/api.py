@@ -62,6 +62,7 @@ def load_prior(
         CheckpointError: The file is damaged, unsafe to read, or does not fit: no weight is left at random.
         MissingPackageError: diffusers is needed and not installed.
     """
+    from invguide.priors.deepinv_denoiser import is_deepinv
     from invguide.priors.doctor import check_loaded
     from invguide.priors.loading import load
     from invguide.priors.network import NetworkPrior
@@ -70,6 +71,8 @@ def load_prior(
     prior = load(where, weights=weights, entry=entry, **settings)
     if check is False or isinstance(where, Prior) or not isinstance(prior, NetworkPrior):
         return prior
+    if is_deepinv(where) and next(prior.parameters(), None) is None:
+        return prior  # total variation and the like, which nobody has trained
     if isinstance(where, nn.Module) or not isinstance(prior.net, UNet):  # files of ours tell all
         check_loaded(prior, check if isinstance(check, Tensor) else None)
     return prior

@@ -239,8 +239,9 @@ def test_nearly_exact_data_is_no_divergence() -> None:
     assert bool(result.finished.all())
 
 
-def test_black_box_is_refused_before_any_network_call() -> None:
+def test_black_box_is_refused_before_any_network_call(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy()
+    monkeypatch.setattr(problem.prior, "denoise", None)
     operator = Identity()
     operator.differentiable = False
     problem = Problem(problem.prior, Likelihood(operator, problem.likelihood.y, 0.3))
@@ -248,7 +249,6 @@ def test_black_box_is_refused_before_any_network_call() -> None:
         CompatibilityError, match=r"black box.*(solvers that would do|no solver at hand)"
     ):
         driver.run(DPS(), problem, progress=False)
-    assert problem.counters.network == 0
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,13 @@ def test_dps_equals_dps_of_the_paper_by_hand(tmp_path: Path):
     other = load(tmp_path / "w.pt", num_heads=2, qkv_order="legacy", shape=(3, 8, 8))
     wrong = ig.solve(y, Inpainting(mask=mask), other, sigma_y=0.3, solver=solver, seed=0)
     assert float((prior.to_normalised(wrong.samples[0]) - x0).abs().max()) > 1e-2
+
+
+def test_a_denoiser_without_weights_was_not_trained_and_is_not_doubted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The doctor compares with the posterior mean, which total variation is not."""
+    deepinv = pytest.importorskip("deepinv")
+    monkeypatch.setattr("invguide.priors.doctor.examine", None)
+    prior = ig.load_prior(deepinv.models.TVDenoiser())
+    assert prior.denoise(torch.rand(1, 3, 32, 32), 0.1).shape == (1, 3, 32, 32)

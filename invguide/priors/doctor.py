@@ -10,7 +10,9 @@ What cannot be told apart is said so: a network that ignores its time, for examp
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -44,8 +46,7 @@ EQUAL, WORSE = 1.005, 1.03  # ratios of errors: the same, and surely worse
 # network knows, a wrong range has an error up to 0.9 times that of the right one.
 DOUBTFUL = 1.25
 UNTRAINED = 1.15  # times the error of the best linear filter
-# Weights times pixels of one image up to which some fifty calls take seconds.
-CHEAP = {"cpu": 2e10, "cuda": 2e13}
+QUICK = 0.05  # seconds a picture: where a call takes longer, loading does not wait for the hundreds of a whole race
 Scope = Literal["output", "nearby", "all"]
 REACH = {
     "output": 0,
@@ -177,7 +178,7 @@ def examine(
 def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
     """Refuse a prior of the wrong convention and name the right one; warn of a network that does not denoise.
 
-    A network that is too large to be called often is asked only whether its output means something else. The
+    A network that is too slow to be called often is asked only whether its output means something else. The
     photograph alone is no reason to refuse a data range that fits it a little worse than another.
 
     Raises:
@@ -188,7 +189,7 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
         images = _default(prior) if images is None else images
     except InputError:
         return  # no pictures: nothing is known of its signals
-    scopes: tuple[Scope, ...] = ("nearby", "all") if _cheap(prior, images) else ("output",)
+    scopes: tuple[Scope, ...] = ("nearby", "all") if _quick(prior, images) else ("output",)
     for scope in scopes:
         try:
             report = examine(prior, images if len(scopes) > 1 else images[:1], scope=scope)
@@ -209,11 +210,16 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
     warnings.warn(report.verdict + hint, stacklevel=4)
 
 
-def _cheap(prior: NetworkPrior, images: Tensor) -> bool:
-    weights = [*prior.parameters()]
-    kind = weights[0].device.type if weights else "cpu"
-    size = sum(w.numel() for w in weights) * images[0, 0].numel()
-    return size <= CHEAP.get(kind, CHEAP["cuda"])
+@torch.no_grad()
+def _quick(prior: NetworkPrior, images: Tensor) -> bool:
+    """Time one call, after one that does not count; what fails here is told of by the trial."""
+    x = prior.to_normalised(images[:1])
+    device = next((t.device for t in (*prior.parameters(), *prior.buffers())), x.device)
+    for _ in range(2):
+        start = time.perf_counter()
+        with contextlib.suppress(TypeError, IndexError, ValueError, RuntimeError):
+            prior.denoise(x.to(device), (prior.sigma_min * prior.sigma_max) ** 0.5).cpu()
+    return time.perf_counter() - start < QUICK
 
 
 class _Trial:
