@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -9,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -497,7 +498,7 @@ class _Loop:
             "chi2": p.chi2.tolist(),
             "status": status,
             "forward_model": list(filter(None, (o.summary() for o in self.operators))),
-            "versions": versions(),
+            "versions": dict(versions()),
         }
         y = None if self.problem.likelihood is None else self.problem.likelihood.y.cpu()
         return Result(
@@ -513,7 +514,9 @@ class _Loop:
         )
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Of Python and the packages that matter; looking them up takes as long as a call of a small network."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}
