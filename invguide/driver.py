@@ -327,9 +327,7 @@ class _Loop:
         except RuntimeError as error:
             if not (self.patient and self.batch_size > 1 and out_of_memory(error)):
                 raise
-        self.problem.counters.__dict__.update(
-            counters.__dict__
-        )  # calls that count are those that led somewhere
+        self.problem.counters.restore(counters)  # calls that count are those that led somewhere
         return None
 
     def _halve(self, chunk: _Chunk) -> tuple[Problem, Noise]:

@@ -119,7 +119,7 @@ def plan_run(
     devices = resolve_devices(device)
     dtype = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
     problem = problem.to(devices[0], dtype)
-    problem.batch_size = chunk_size(batch_size, problem.shape, devices[0])
+    problem.batch_size = chunk_size(batch_size, problem.data_shape, devices[0])
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
     size = min(problem.batch_size, -(-len(rows) // len(devices)))
     size = num_samples if solver.requires.ensemble else size
@@ -179,7 +179,7 @@ def _measure(
         # The first time fills caches, compiles, and is slowed down by the counting.
         memory = peak_memory(lambda: solver.step(part, state, 0, noise.at(0)), device)
         for k, weight in _steps(solver.num_steps):
-            problem.counters.__dict__.update(Counters().__dict__)
+            problem.counters.restore(Counters())
             start = _now(device)
             state, _ = solver.step(part, state, k, noise.at(k))
             seconds += weight * (_now(device) - start)

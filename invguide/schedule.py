@@ -84,3 +84,11 @@ def level_list(
 ) -> tuple[float, ...]:
     """Return `make_sigmas` as numbers, remembered: solvers ask for it at every step."""
     return tuple(make_sigmas(schedule, num_steps, sigma_min, sigma_max).tolist())
+
+
+def check_window(window: tuple[float, float]) -> None:
+    """Raise InputError unless a part of a run, (start, end) in fractions of its steps, is one."""
+    if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
+        raise InputError(
+            f"window is {window}; expected (start, end) as fractions of the run, 0 <= start < end <= 1"
+        )

@@ -17,7 +17,7 @@ from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.reward import Weighted, terms
 from invguide.rng import Noise
-from invguide.schedule import Schedule
+from invguide.schedule import Schedule, check_window
 from invguide.solver import Requires, Solver
 from invguide.strength import reach
 
@@ -87,10 +87,7 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
             )
         if self.num_inner_steps < 1:
             raise InputError(f"num_inner_steps is {self.num_inner_steps}; expected at least 1")
-        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
-            raise InputError(
-                f"window is {self.window}; expected (start, end) as fractions of the run, 0 <= start < end <= 1"
-            )
+        check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> FeatureGuidanceState:
         x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")

@@ -15,7 +15,7 @@ from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
-from invguide.schedule import Schedule
+from invguide.schedule import Schedule, check_window
 from invguide.solver import Requires, Solver
 from invguide.strength import guided_strength
 from invguide.tableaus import METHODS
@@ -90,10 +90,7 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
             raise InputError(
                 f"num_inner_steps={self.num_inner_steps}, num_recurrences={self.num_recurrences}; expected at least 1"
             )
-        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
-            raise InputError(
-                f"window is {self.window}; expected (start, end) as fractions of the run, 0 <= start < end <= 1"
-            )
+        check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> SymplecticAdjointState:
         x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
