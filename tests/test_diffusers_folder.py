@@ -189,6 +189,86 @@ def test_hub_ids_go_through_their_own_client(
         load("someone/ddpm-faces")
 
 
+# ---- weights in several files
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+@pytest.fixture
+def sharded(diffusers: Any, tmp_path: Path) -> tuple[Path, Tensor]:
+    """A folder whose weights are in several files, and what its prior makes of ones."""
+    net = save_folder(diffusers, tmp_path)
+    expected = load(tmp_path).denoise(torch.ones(1, 3, 16, 16), 0.7)
+    net.save_pretrained(tmp_path, max_shard_size="400KB")
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    return tmp_path, expected
+
+
+def test_weights_in_several_files(sharded: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch):
+    folder, expected = sharded
+    files = diffusers_folder.weight_files(folder)
+    assert set(files) == set(folder.glob("*.safetensors"))
+    assert len(files) >= 3
+    assert torch.equal(load(folder).denoise(torch.ones(1, 3, 16, 16), 0.7), expected)
+
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot_download(_: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert torch.equal(load("a/b").denoise(torch.ones(1, 3, 16, 16), 0.7), expected)
+    assert asked == [["*.json"], ["*.json", *(file.name for file in files)]]
+
+
+def rename_in_index(folder: Path, new: Callable[[str], Any]) -> None:
+    content = json.loads((folder / INDEX).read_text())
+    content["weight_map"] = {k: new(v) for k, v in content["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(content))
+
+
+def drop_shard(folder: Path) -> None:
+    diffusers_folder.weight_files(folder)[1].unlink()
+
+
+def truncate_shard(folder: Path) -> None:
+    file = diffusers_folder.weight_files(folder)[1]
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def swap_shards(folder: Path) -> None:
+    first, second = diffusers_folder.weight_files(folder)[:2]
+    first.write_bytes(second.read_bytes())
+
+
+def one_more_in_shard(folder: Path) -> None:
+    file = diffusers_folder.weight_files(folder)[0]
+    save_file(load_file(file) | {"another.weight": torch.zeros(1)}, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_shard, r"index\.json names \d files, and 1 of them \(such as .*-00002-of-"),
+        (truncate_shard, "cannot be read as weights"),
+        (swap_shards, r"00001-of-.* does not hold what .*index\.json says \(\d+ names differ"),
+        (one_more_in_shard, r"1 names differ, such as another\.weight"),
+        (lambda folder: (folder / INDEX).write_text("{"), "is not JSON"),
+        (lambda folder: (folder / INDEX).write_text("{}"), "is no index of weights"),
+        (lambda folder: rename_in_index(folder, lambda name: f"../{name}"), "is no index of"),
+        (lambda folder: rename_in_index(folder, lambda _: "/dev/zero"), "is no index of weights"),
+        (lambda folder: rename_in_index(folder, lambda _: 1), "is no index of weights"),
+    ],
+)
+def test_damaged_shards(sharded: tuple[Path, Tensor], damage: Callable[[Path], Any], message: str):
+    damage(sharded[0])
+    with pytest.raises(CheckpointError, match=message):
+        load(sharded[0])
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [

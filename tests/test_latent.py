@@ -14,6 +14,7 @@ from invguide.errors import CheckpointError, InputError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity, Inpainting, SuperResolution
 from invguide.priors import Gaussian, LatentPrior, Tiled, from_network
+from invguide.priors.diffusers_folder import weight_files
 from invguide.priors.diffusers_models import as_network
 from invguide.problem import Problem
 from invguide.solvers import DPS, HQS, REDDiff
@@ -236,6 +237,9 @@ def test_stable_diffusion_folder(stable_diffusion: tuple[Path, Any, Any]):
     assert len(prior.floor()) >= 2  # of the photograph
     assert (prior.data_shape((4, 4, 6)), prior.normalised_shape((3, 16, 24))) == ((3, 16, 24), (4, 4, 6))  # fmt: skip
     assert prior.image_shape == (3, None, None)
+    assert weight_files(folder) == tuple(
+        folder / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
+    )
 
 
 def test_stable_diffusion_restores(stable_diffusion: tuple[Path, Any, Any]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from invguide.errors import CheckpointError, InputError, MissingPackageError, require
 from invguide.prior import Prior
-from invguide.priors.checkpoint_file import load_strictly, read_weights
+from invguide.priors.checkpoint_file import load_strictly
 from invguide.priors.diffusers_models import KINDS, Kind
+from invguide.priors.diffusers_weights import STEM, files_of, read_all, read_json, weights_in
 from invguide.priors.latent import LatentPrior
 from invguide.priors.network import (
     cosine_betas,
@@ -24,10 +24,6 @@ from invguide.priors.network import (
 )
 
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-WEIGHTS = tuple(
-    f"diffusion_pytorch_model{kind}"
-    for kind in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-)
 # Names of attention weights in files written before diffusers 0.14.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 PARTS = ("unet", "transformer")  # folders of a pipeline that may hold its network
@@ -49,10 +45,12 @@ def download(repository: str) -> Path:
         place = network_folder(folder)
         latent = _kind(place).latent  # a refusal comes before gigabytes
         for part in (place, folder / AUTOENCODER) if latent else (place,):
-            for kind in (".safetensors", ".bin"):
-                pattern = (part.relative_to(folder) / f"diffusion_pytorch_model{kind}").as_posix()
-                hub.snapshot_download(repository, allow_patterns=["*.json", pattern])
-                if (folder / pattern).is_file():
+            for suffix in ("safetensors", "bin"):
+                index, whole = part / f"{STEM}.{suffix}.index.json", part / f"{STEM}.{suffix}"
+                files = files_of(index if index.is_file() else whole)
+                names = [file.relative_to(folder).as_posix() for file in files]
+                hub.snapshot_download(repository, allow_patterns=["*.json", *names])
+                if files[0].is_file():
                     break
         return folder
     except (InputError, MissingPackageError):
@@ -85,7 +83,7 @@ def load_diffusers(
         MissingPackageError: diffusers is not installed.
     """
     place = network_folder(folder)
-    kind, config = _kind(place), _read_json(place / "config.json")
+    kind, config = _kind(place), read_json(place / "config.json")
     told = {"predicts", "schedule"} <= settings.keys()
     training = {} if told else convention(_scheduler_config(place))
     size = config.get("sample_size")
@@ -97,16 +95,27 @@ def load_diffusers(
         **{"multiple": kind.multiple(config), **training, **settings},
         shape=shape or (config["in_channels"], *((None, None) if kind.any_size else size)),
     )
-    autoencoder = (place.parent if place.name in PARTS else place) / AUTOENCODER
-    if kind.latent and (autoencoder / "config.json").is_file():
-        return LatentPrior(prior, _model(autoencoder))
-    return prior
+    autoencoder = _autoencoder(place)
+    return LatentPrior(prior, _model(autoencoder)) if autoencoder else prior
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return every file of weights that `load_diffusers` reads of a folder: its network's, its autoencoder's.
+
+    Raises:
+        CheckpointError: Weights or an index are missing or damaged.
+        InputError: No folder of diffusers, or of a network that is not known here.
+    """
+    place = network_folder(folder)
+    autoencoder = _autoencoder(place)
+    parts = (place, autoencoder) if autoencoder else (place,)
+    return tuple(file for part in parts for file in files_of(weights_in(part)))
 
 
 def _model(place: Path) -> nn.Module:
     """Rebuild a model of diffusers from its configuration, and fill it with all of its weights."""
-    config = _read_json(place / "config.json")
-    file = weights_in(place)
+    config = read_json(place / "config.json")
+    weights = weights_in(place)
     diffusers = require("diffusers", "a folder of diffusers", install="'invguide[diffusers]'")
     try:
         build = getattr(diffusers, config["_class_name"]).from_config
@@ -124,7 +133,7 @@ def _model(place: Path) -> nn.Module:
     places = [(net.get_submodule(name.rpartition(".")[0]), name) for name in computed]
     for owner, name in places:
         delattr(owner, name.rpartition(".")[2])
-    load_strictly(net, _modern(read_weights(file)), file)
+    load_strictly(net, _modern(read_all(weights)), weights)
     for owner, name in places:
         owner.register_buffer(name.rpartition(".")[2], small.get_buffer(name), persistent=False)
     return net
@@ -187,18 +196,16 @@ def network_folder(folder: Path) -> Path:
     )
 
 
-def weights_in(place: Path) -> Path:
-    """Return the file of weights that lies beside config.json."""
-    for name in WEIGHTS:
-        if (place / name).is_file():
-            return place / name
-    raise CheckpointError(f"{place} has no weights; expected {WEIGHTS[0]} beside config.json")
+def _autoencoder(place: Path) -> Path | None:
+    """The folder of the autoencoder that belongs to a network, where there is one."""
+    folder = (place.parent if place.name in PARTS else place) / AUTOENCODER
+    return folder if (folder / "config.json").is_file() and _kind(place).latent else None
 
 
 def _scheduler_config(place: Path) -> Mapping[str, Any]:
     for folder in (place, place / "scheduler", place.parent / "scheduler"):
         if (folder / "scheduler_config.json").is_file():
-            return _read_json(folder / "scheduler_config.json")
+            return read_json(folder / "scheduler_config.json")
     raise InputError(
         f"{place} has no scheduler_config.json, which says what the network predicts: pass predicts= and "
         "schedule=, as invguide.priors.from_network lists them"
@@ -206,25 +213,13 @@ def _scheduler_config(place: Path) -> Mapping[str, Any]:
 
 
 def _kind(place: Path) -> Kind:
-    name = _read_json(place / "config.json").get("_class_name", "network without a name")
+    name = read_json(place / "config.json").get("_class_name", "network without a name")
     if name not in KINDS:
         raise InputError(
             f"{place} holds a {name}; of diffusers, only {', '.join(KINDS)} can be loaded from a folder. Wrap "
             "another network yourself: load_prior(net, predicts=..., schedule=...)"
         )
     return KINDS[name]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not JSON ({error}); download or save the folder again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no settings; download or save the folder again")
-    return content
 
 
 def _modern(weights: dict[str, Tensor]) -> dict[str, Tensor]:
