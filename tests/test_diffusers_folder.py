@@ -275,7 +275,15 @@ def test_damaged_shards(sharded: tuple[Path, Tensor], damage: Callable[[Path], A
         ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not known here"),
         (
             {"beta_schedule": "linear", "prediction_type": "flow"},
-            r"DDPMScheduler \(prediction_type 'flow'\) is not known here: pass predicts=",
+            r"DDPMScheduler \(prediction_type 'flow', .*\) is not known here: pass predicts=",
+        ),
+        (
+            {
+                "beta_schedule": "scaled_linear",
+                "prediction_type": "v_prediction",
+                "timestep_type": "continuous",
+            },
+            "timestep_type 'continuous'",
         ),
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler .* is not known here"),
         ({"beta_schedule": "linear", "num_train_timesteps": 10**12}, "expected 2 to 100000"),

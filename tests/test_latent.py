@@ -190,7 +190,8 @@ def test_flow_transformer_with_text(diffusers: Any, tmp_path: Path):
         ).sample
         found = prior.denoise(z, 1.0, text=text, pooled=pooled)
         assert float((found - (z * t - t * velocity)).abs().max()) < 1e-5
-    with pytest.raises(InputError, match=r"conditional on text, pooled .* and got text: pass"):
+    needed = r"conditional on text \(B, n, 16\), pooled \(B, 12\), .*; got text \(2, 3, 16\): pass"
+    with pytest.raises(InputError, match=needed):
         prior.denoise(torch.zeros(2, 4, 8, 8), 1.0, text=text)
 
 

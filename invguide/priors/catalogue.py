@@ -39,8 +39,9 @@ RECOGNISED = (
     Entry(
         "latent diffusion (diffusers)",
         "ig.load_prior('folder/')",
-        "A folder or hub id with a UNet2DConditionModel, DiTTransformer2DModel or SD3Transformer2DModel and its vae/: "
-        "operators and results are images. Text is told by condition={'text': embeddings}. Any other autoencoder: "
+        "A folder or hub id with a UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel, "
+        "FluxTransformer2DModel or PixArtTransformer2DModel and its vae/: operators and results are images. Text is "
+        "told by condition={'text': embeddings}; an error lists what else a network needs. Any other autoencoder: "
         "ig.priors.LatentPrior(prior, autoencoder, scaling_factor=..., factor=8).",
     ),
     Entry(
@@ -57,6 +58,8 @@ RECOGNISED = (
     ),
 )
 
+TEXT = "conditional on text"
+POOLED = "conditional on text and pooled"
 PUBLIC = (
     *(
         Entry(
@@ -76,6 +79,18 @@ PUBLIC = (
             ("google/ddpm-cat-256", "Cats, 256 x 256"),
             ("google/ddpm-cifar10-32", "CIFAR-10, 32 x 32"),
             ("facebook/DiT-XL-2-256", "ImageNet by class or any, 256 x 256, latent"),
+            ("stable-diffusion-v1-5/stable-diffusion-v1-5", f"512 x 512, latent, {TEXT}"),
+            ("stabilityai/stable-diffusion-xl-base-1.0", f"1024 x 1024, latent, {POOLED}"),
+            ("stabilityai/stable-diffusion-3-medium-diffusers", f"1024 x 1024, latent, {POOLED}"),
+            ("PixArt-alpha/PixArt-XL-2-512x512", f"512 x 512, latent, {TEXT} and text_mask"),
+            (
+                "black-forest-labs/FLUX.1-schnell",
+                f"1024 x 1024, latent, {POOLED}; distilled to few steps, so that D is not quite E[x0 | x]",
+            ),
+            (
+                "black-forest-labs/FLUX.1-dev",
+                f"1024 x 1024, latent, {POOLED}, and guidance, for which it was distilled: D leans towards the text",
+            ),
         )
     ),
     *(

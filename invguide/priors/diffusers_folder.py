@@ -26,6 +26,12 @@ from invguide.priors.network import (
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # Names of attention weights in files written before diffusers 0.14.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Classes of transformers that were one when DiT and PixArt were published, told apart by their norm_type.
+OLD_TRANSFORMER = "Transformer2DModel"
+TRANSFORMERS = {
+    "ada_norm_zero": "DiTTransformer2DModel",
+    "ada_norm_single": "PixArtTransformer2DModel",
+}
 PARTS = ("unet", "transformer")  # folders of a pipeline that may hold its network
 AUTOENCODER = "vae"
 MOST_STEPS = 100_000  # of a noise schedule; more than 1000 are rare
@@ -83,7 +89,7 @@ def load_diffusers(
         MissingPackageError: diffusers is not installed.
     """
     place = network_folder(folder)
-    kind, config = _kind(place), read_json(place / "config.json")
+    kind, config = _kind(place), _config(place)
     told = {"predicts", "schedule"} <= settings.keys()
     training = {} if told else convention(_scheduler_config(place))
     size = config.get("sample_size")
@@ -93,7 +99,7 @@ def load_diffusers(
     prior = from_network(
         kind.wrap(_model(place)),
         **{"multiple": kind.multiple(config), **training, **settings},
-        shape=shape or (config["in_channels"], *((None, None) if kind.any_size else size)),
+        shape=shape or (kind.channels(config), *((None, None) if kind.any_size else size)),
     )
     autoencoder = _autoencoder(place)
     return LatentPrior(prior, _model(autoencoder)) if autoencoder else prior
@@ -114,7 +120,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _model(place: Path) -> nn.Module:
     """Rebuild a model of diffusers from its configuration, and fill it with all of its weights."""
-    config = read_json(place / "config.json")
+    config = _config(place)
     weights = weights_in(place)
     diffusers = require("diffusers", "a folder of diffusers", install="'invguide[diffusers]'")
     try:
@@ -153,10 +159,12 @@ def convention(scheduler: Mapping[str, Any]) -> dict[str, Any]:
         steps = float(scheduler["num_train_timesteps"])
         return {"predicts": "flow", "schedule": "flow", "time_scale": steps}
     prediction = scheduler.get("prediction_type", "epsilon")  # older ones had no other
-    if "beta_schedule" not in scheduler or prediction not in PREDICTS:
+    clock = scheduler.get("timestep_type", "discrete")  # the other one is log sigma / 4, of v only
+    known = prediction in PREDICTS and (clock, prediction) != ("continuous", "v_prediction")
+    if "beta_schedule" not in scheduler or not known:
         raise InputError(
-            f"the scheduler {name or 'without a name'} (prediction_type {prediction!r}) is not known here: pass "
-            "predicts= and schedule=, as invguide.priors.from_network lists them"
+            f"the scheduler {name or 'without a name'} (prediction_type {prediction!r}, timestep_type {clock!r}) is "
+            "not known here: pass predicts= and schedule=, as invguide.priors.from_network lists them"
         )
     return {"predicts": PREDICTS[prediction], "schedule": alphas_bar(scheduler)}
 
@@ -212,13 +220,23 @@ def _scheduler_config(place: Path) -> Mapping[str, Any]:
     )
 
 
+def _config(place: Path) -> dict[str, Any]:
+    """The configuration of a model, under the present name of its class."""
+    config = read_json(place / "config.json")
+    if config.get("_class_name") == OLD_TRANSFORMER:
+        config["_class_name"] = TRANSFORMERS.get(config.get("norm_type", ""), OLD_TRANSFORMER)
+    return config
+
+
 def _kind(place: Path) -> Kind:
-    name = read_json(place / "config.json").get("_class_name", "network without a name")
+    config = _config(place)
+    name = config.get("_class_name", "network without a name")
     if name not in KINDS:
         raise InputError(
             f"{place} holds a {name}; of diffusers, only {', '.join(KINDS)} can be loaded from a folder. Wrap "
             "another network yourself: load_prior(net, predicts=..., schedule=...)"
         )
+    KINDS[name].check(config)
     return KINDS[name]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior
+from invguide.priors.conditions import Sized
 from invguide.priors.known_images import known_images
 
 SMALLEST_IMAGE = 128  # by which an autoencoder is judged
@@ -30,7 +31,8 @@ class LatentPrior(Prior):
         channels: Of an image.
 
     Raises:
-        InputError: The factors are not given, and the autoencoder has no configuration that tells them.
+        InputError: The factors are not given, and the autoencoder has no configuration that tells them, or one that
+            scales each channel otherwise.
     """
 
     affine = False
@@ -55,12 +57,22 @@ class LatentPrior(Prior):
                 f"{type(autoencoder).__name__} does not tell how its latents are scaled: pass scaling_factor= and "
                 "factor=, the pixels per latent along each axis"
             )
+        uneven = config.get("latents_mean") is not None or config.get("latents_std") is not None
+        if uneven and scaling_factor is None:
+            raise InputError(
+                f"{type(autoencoder).__name__} scales each channel of its latents otherwise (latents_mean, "
+                "latents_std), which is not known here: wrap it in a module whose encode and decode do that, and "
+                "pass scaling_factor=1"
+            )
         self.prior, self.autoencoder = prior, autoencoder.requires_grad_(False)
         self.scaling_factor = float(told)
         offset = config.get("shift_factor") if shift_factor is None else shift_factor
         self.shift_factor = float(offset or 0.0)
         self.factor = factor or 2 ** (len(blocks or ()) - 1)
         self.channels = channels
+        for part in prior.modules():
+            if isinstance(part, Sized):
+                part.pixels = self.factor
         self.shape, self.min_size = prior.shape, prior.min_size
         self.sigma_min, self.sigma_max = prior.sigma_min, prior.sigma_max
         self.sigma_data, self.precision = prior.sigma_data, prior.precision
