@@ -27,8 +27,15 @@ RECOGNISED = (
     Entry(
         "EDM (DhariwalUNet, SongUNet)",
         "ig.load_prior('fwi-5m.pt')",
-        "A weights file of one of EDM's networks, such as those of InverseBench, or EDM's own .pkl. Of a SongUNet, "
-        "precondition='edm' or 'vp' is to be told; sigma_data=0.5 and data_range=(-1, 1) unless told.",
+        "A weights file of one of EDM's networks, such as those of InverseBench, or EDM's own .pkl, which tells all. "
+        "Of a SongUNet's weights, precondition='edm', 'vp', 've' or 'iddpm' is to be told; sigma_data=0.5 and "
+        "data_range=(-1, 1) unless told.",
+    ),
+    Entry(
+        "EDM2",
+        "ig.load_prior('edm2.pkl')",
+        "EDM2's own .pkl, or the weights of its network. Of a latent one, autoencoder= (diffusers' AutoencoderKL, "
+        "stabilityai/sd-vae-ft-mse) makes operators and results pictures; without it they are latents.",
     ),
     Entry(
         "diffusers",
@@ -69,6 +76,26 @@ PUBLIC = (
             f"file name: preset='{preset.name}'.",
         )
         for preset in PRESETS.values()
+    ),
+    *(
+        Entry(f"NVIDIA {name}", f"ig.load_prior('{name}.pkl')", f"{what}.")
+        for name, what in (
+            ("edm-ffhq-64x64-uncond-vp", "Faces, 64 x 64, of EDM; also -ve"),
+            ("edm-afhqv2-64x64-uncond-vp", "Animal faces, 64 x 64, of EDM; also -ve"),
+            ("edm-cifar10-32x32-cond-vp", "CIFAR-10 by class, of EDM; also -uncond, -ve"),
+            ("edm-imagenet-64x64-cond-adm", "ImageNet by class, 64 x 64, of EDM"),
+            ("baseline-cifar10-32x32-uncond-vp", "CIFAR-10 of score_sde; also -ve"),
+            ("baseline-imagenet-64x64-cond-adm", "ImageNet by class, 64 x 64, of OpenAI"),
+            (
+                "edm2-img64-s-1073741-0.075",
+                "ImageNet by class, 64 x 64, of EDM2; also -m-2147483-0.060, -l-1073741-0.040, -xl-0671088-0.040",
+            ),
+            (
+                "edm2-img512-s-2147483-0.130",
+                "ImageNet by class, 512 x 512, of EDM2, latent: pass autoencoder= for pictures; also -xs, -m, -l, -xl, "
+                "-xxl and -uncond, each under its own numbers",
+            ),
+        )
     ),
     *(
         Entry(name, f"ig.load_prior('{name}')", f"{what}, from the Hugging Face hub.")

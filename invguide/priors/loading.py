@@ -18,9 +18,11 @@ from invguide.priors.checkpoint_file import load_strictly, metadata, read_weight
 from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
 from invguide.priors.diffusers_folder import download, load_diffusers
 from invguide.priors.diffusers_models import as_network
+from invguide.priors.edm2_checkpoints import PICKLED, is_edm2, load_edm2, load_edm2_pickle
 from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
 from invguide.priors.embedded import EMBEDDED, load_embedded
 from invguide.priors.network import from_network
+from invguide.priors.nvidia_pickle import read_nvidia_pickle
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_SETTINGS = ("net", "weights", "source", "folder")
@@ -43,6 +45,7 @@ class Family:
 FAMILIES = (
     Family("guided-diffusion (ADM)", is_adm, load_adm),
     Family("EDM (DhariwalUNet, SongUNet)", is_edm, load_edm),
+    Family("EDM2", is_edm2, load_edm2),
 )
 
 
@@ -103,8 +106,10 @@ def _from_file(path: Path, entry: str | None, settings: dict[str, Any]) -> Prior
         _check_settings(settings)
         return load_embedded(str(path))  # written by our own trainer
     if path.suffix == ".pkl":
-        _check_settings(settings, load_edm, from_network)
-        return load_edm_pickle(path, **settings)
+        stored = read_nvidia_pickle(path)
+        newer = stored.kind == PICKLED
+        _check_settings(settings, load_edm2 if newer else load_edm, from_network)
+        return (load_edm2_pickle if newer else load_edm_pickle)(stored, path, **settings)
     weights = read_weights(path, entry)
     for state in versions(weights):
         for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""Pickles of NVIDIA's training code (EDM), which carry source code: a reader that builds tensors and nothing else.
+"""Pickles of NVIDIA's training code (EDM, EDM2), which carry source code: a reader that builds tensors and no more.
 
 Every name in the file is looked up in a short list of our own stand-ins; none is ever imported.
 """
@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,17 +24,33 @@ from invguide.priors.checkpoint_file import unsafe_names
 DEEPEST = 100  # modules within modules
 
 
+class StoredObject(NamedTuple):
+    """An object of a pickle: the name of its class, such as "EDMPrecond", and what it had; numbers among that."""
+
+    kind: str
+    attributes: dict[str, Any]
+
+
 class StoredNetwork(NamedTuple):
     """The averaged network of a pickle.
 
     Attributes:
-        kind: Name of its class, such as "EDMPrecond".
-        attributes: Of that object, numbers and strings among them.
+        weights: Its tensors by their names in a state dict.
+        parts: Its modules by their dotted names; its own is "".
+        encoder: What makes its inputs from pictures, of EDM2; None of others.
     """
 
     weights: dict[str, Tensor]
-    kind: str
-    attributes: dict[str, Any]
+    parts: dict[str, StoredObject]
+    encoder: StoredObject | None
+
+    @property
+    def kind(self) -> str:
+        return self.parts[""].kind
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return self.parts[""].attributes
 
 
 def read_nvidia_pickle(path: str | Path) -> StoredNetwork:
@@ -46,10 +63,12 @@ def read_nvidia_pickle(path: str | Path) -> StoredNetwork:
     try:
         with open(path, "rb") as file:
             content = _Reader(file).load()
-        network = content.get("ema") if isinstance(content, dict) else content
+        whole = content if isinstance(content, dict) else {"ema": content}
+        network, encoder = whole.get("ema"), whole.get("encoder")
         if not isinstance(network, _Stored):
             raise ValueError("no network under 'ema'")
-        weights = dict(_named_tensors(network, "", set()))
+        modules = dict(_modules(network, "", set()))
+        weights = {k: v for name, m in modules.items() for k, v in _tensors(m, name)}
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error}") from None
     except Exception as error:  # whatever a damaged pickle makes the reader do
@@ -57,7 +76,11 @@ def read_nvidia_pickle(path: str | Path) -> StoredNetwork:
             f"{path} cannot be read as a pickle of EDM ({type(error).__name__}: {error}); it is truncated or "
             "another kind of file: download it again"
         ) from error
-    return StoredNetwork(weights, network.kind, network.state)
+    parts = {name: StoredObject(m.kind, m.state) for name, m in modules.items()}
+    known = isinstance(encoder, _Stored)
+    return StoredNetwork(
+        weights, parts, StoredObject(encoder.kind, encoder.state) if known else None
+    )
 
 
 class _Stored:
@@ -73,13 +96,39 @@ class _Stored:
 
 
 class _Inert:
-    """Stands for numpy's numbers and types, which are of no use here."""
+    """Stands for numpy's numbers, which are of no use here."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class _Type:
+    """Stands for a type of numpy's; name is such as "<f4"."""
+
+    name = ""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        self.name = f"{state[1]}{self.code}"
+
+
+class _Array:
+    """Stands for an array of numpy's; values are its numbers, of single precision only."""
+
+    values: tuple[float, ...] = ()
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        _, _, kind, _, content = state
+        if kind.name == "<f4":
+            self.values = tuple(v for (v,) in struct.iter_unpack("<f", content))
 
 
 class _Dictionary(dict):
@@ -129,14 +178,15 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
     "dnnlib.util.EasyDict": _Dictionary,
-    "numpy.core.multiarray.scalar": _Inert,
-    "numpy._core.multiarray.scalar": _Inert,
-    "numpy.dtype": _Inert,
+    "numpy.dtype": _Type,
+    "numpy.ndarray": _Inert,  # named as the type of the array that is made
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
 }
+for _numpy in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    STAND_INS |= {f"{_numpy}.scalar": _Inert, f"{_numpy}._reconstruct": _Array}
 
 
 class _Reader(pickle.Unpickler):
@@ -151,16 +201,21 @@ class _Reader(pickle.Unpickler):
         return STAND_INS[name]
 
 
-def _named_tensors(module: _Stored, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield what state_dict would: parameters, buffers, and those of the parts."""
-    if id(module) in seen or prefix.count(".") > DEEPEST:
+def _modules(module: _Stored, name: str, seen: set[int]) -> Iterator[tuple[str, _Stored]]:
+    """Yield the module and all within it, by dotted name."""
+    if id(module) in seen or name.count(".") > DEEPEST:
         raise ValueError("its modules contain one another")
     seen.add(id(module))
+    yield name, module
+    for child, part in (module.state.get("_modules") or {}).items():
+        if isinstance(part, _Stored):
+            yield from _modules(part, f"{name}.{child}" if name else str(child), seen)
+
+
+def _tensors(module: _Stored, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield what state_dict would of this module alone: parameters and buffers."""
     hidden = module.state.get("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):
-        for name, value in (module.state.get(kind) or {}).items():
-            if isinstance(value, Tensor) and name not in hidden:
-                yield prefix + name, value
-    for name, part in (module.state.get("_modules") or {}).items():
-        if isinstance(part, _Stored):
-            yield from _named_tensors(part, f"{prefix}{name}.", seen)
+        for key, value in (module.state.get(kind) or {}).items():
+            if isinstance(value, Tensor) and key not in hidden:
+                yield f"{name}.{key}" if name else key, value
