@@ -30,8 +30,8 @@ class Conditional(nn.Module, ABC):
         self.net, self.needs, self.takes = net, dict(needs), dict(takes or {})
 
     @abstractmethod
-    def call(self, x: Tensor, time: Tensor, **condition: Tensor) -> Any:
-        """Return what the network makes of x and of conditions that have been checked."""
+    def call(self, *args: Any, **condition: Any) -> Any:
+        """Return what the network makes of x, time and conditions that have been checked."""
 
     def forward(self, x: Tensor, time: Tensor, **condition: Tensor) -> Any:
         sizes, shapes = {"B": len(x)}, self.needs | self.takes

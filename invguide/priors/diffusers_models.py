@@ -84,7 +84,7 @@ class TextUNet(Conditional):
     def __init__(self, net: Any) -> None:
         super().__init__(net, {"text": ("B", "n", _text_channels(net.config))})
 
-    def call(self, x: Tensor, time: Tensor, *, text: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(self, x: Tensor, time: Tensor, *, text: Tensor) -> Any:
         return self.net(x, time, encoder_hidden_states=text)
 
 
@@ -104,7 +104,7 @@ class SDXL(Sized):
         text = ("B", "n", _text_channels(config))
         super().__init__(net, {"text": text, "pooled": ("B", pooled)}, {"sizes": ("B", SIZES)})
 
-    def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(
         self, x: Tensor, time: Tensor, *, text: Tensor, pooled: Tensor, sizes: Tensor | None = None
     ) -> Any:
         if sizes is None:
@@ -120,7 +120,7 @@ class SD3(Conditional):
     def __init__(self, net: Any) -> None:
         super().__init__(net, _joint(net.config))
 
-    def call(self, x: Tensor, time: Tensor, *, text: Tensor, pooled: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(self, x: Tensor, time: Tensor, *, text: Tensor, pooled: Tensor) -> Any:
         return self.net(x, timestep=time, encoder_hidden_states=text, pooled_projections=pooled)
 
 
@@ -134,7 +134,7 @@ class Flux(Conditional):
         takes = {"guidance": ("B",)} if net.config["guidance_embeds"] else {}
         super().__init__(net, _joint(net.config), takes)
 
-    def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(
         self,
         x: Tensor,
         time: Tensor,
@@ -175,7 +175,7 @@ class PixArt(Sized):
             takes |= {"sizes": ("B", 2)}
         super().__init__(net, {"text": ("B", "n", text)}, takes)
 
-    def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(
         self,
         x: Tensor,
         time: Tensor,

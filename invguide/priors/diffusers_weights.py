@@ -85,8 +85,7 @@ def _index(path: Path) -> dict[str, str]:
     """Return the name of the file of each weight; only files that lie beside the index may be named."""
     where = read_json(path).get("weight_map")
     plain = isinstance(where, dict) and all(
-        isinstance(name, str) and name == Path(name).name and name.startswith(STEM)
-        for name in where.values()
+        isinstance(name, str) and name == Path(name).name for name in where.values()
     )
     if not where or not plain:
         raise CheckpointError(
