@@ -16,6 +16,8 @@ from invguide.errors import DivergenceError
 from invguide.problem import Problem
 from invguide.rng import Noise
 
+BISECTIONS = 40
+
 
 def normalised(log_weights: Tensor) -> Tensor:
     """Weights that sum to 1, (J,).
@@ -63,6 +65,36 @@ def resample(log_weights: Tensor, u: Tensor, threshold: float) -> tuple[Tensor, 
     return systematic(log_weights, u), torch.zeros_like(log_weights)
 
 
+def flattened(log_weights: Tensor, threshold: float) -> Tensor:
+    """The largest multiple of the log-weights, at most one, whose ESS is at least threshold * J; NaN stay."""
+    known = log_weights[~log_weights.isnan()]
+    if not len(known) or effective_size(known) >= threshold * len(known):
+        return log_weights
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = effective_size(middle * known) >= threshold * len(known)
+        low, high = (middle, high) if enough else (low, middle)
+    return low * log_weights
+
+
+def replaced(log_weights: Tensor, u: Tensor) -> Tensor:
+    """Indices (J,) of a systematic resampling in which whoever is drawn stays in place, and copies fill the rest.
+
+    What is drawn does not depend on the order of the particles: they are lined up by weight. A particle of unknown
+    weight (NaN) has that of the average.
+    """
+    average = log_mean_exp(log_weights).nan_to_num()  # none known: all alike
+    known = torch.where(log_weights.isnan(), average, log_weights)
+    order = known.argsort()
+    drawn = order[systematic(known[order], u.flatten()[:1])]
+    count = torch.bincount(drawn, minlength=len(known))
+    chosen = torch.arange(len(known), device=known.device)
+    empty = order[count[order] == 0]
+    chosen[empty] = order.repeat_interleave((count[order] - 1).clamp_min(0))
+    return chosen
+
+
 def log_kernel_ratio(x: Tensor, prior_mean: Tensor, proposal_mean: Tensor, std: float) -> Tensor:
     """log N(x; prior_mean, std^2) - log N(x; proposal_mean, std^2) of each row, (J,).
 
@@ -74,8 +106,8 @@ def log_kernel_ratio(x: Tensor, prior_mean: Tensor, proposal_mean: Tensor, std: 
 
 
 def shared(noise: Noise) -> Noise:
-    """The noise of the first member, for draws that a whole ensemble has in common."""
-    return replace(noise, rows=noise.rows[:1])
+    """The noise of the first member, for draws that a whole ensemble has in common, in whatever order it stands."""
+    return replace(noise, rows=(min(noise.rows),))
 
 
 def look_around(

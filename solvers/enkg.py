@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out
+from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, survivors
 from invguide.errors import InputError, suggest
+from invguide.particles import flattened, replaced, shared
 from invguide.problem import Problem
 from invguide.reverse import euler
 from invguide.rng import Noise
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
-CORRECTIONS = ("kalman", "search", "normalized")
-SEARCH_STEP = 2.0  # guidance_scale of the released code
+CORRECTIONS = ("kalman", "normalized")
+UNKNOWN = -1.0
 
 
 class EnKGState(NamedTuple):
     x: Tensor  # (J, *shape) at the current level
     denoised: Tensor  # (J, *shape), D of the last level visited
+    expected: Tensor  # (J,), |r|^2 after the last update, had the black box been linear; UNKNOWN before, or if failed
 
 
 class EnKGInfo(NamedTuple):
@@ -39,10 +42,10 @@ class EnKG(Solver[EnKGState]):
         num_updates times:
             r_j = (y - A(Phi_a(x_j))) / sigma_y,  Phi_a the flow from a to a clean signal in n Euler steps,
                   n = min(1 + (num_steps - k) // rollout_divisor, rollout_max)
-            kalman:      x_j <- x_j - C_xr (C_rr + I / w)^-1 (r_j + n_j / sqrt(w)),  the w of all updates adding up to
-                         guidance_scale
+            kalman:      resample by exp(-w (|r_j|^2 - |e_j|^2) / 2), e_j the residual that the last update promised;
+                         x_j <- x_j - C_xr (C_rr + I / w)^-1 (r_j + n_j / sqrt(w)),  and e_j from r_j likewise;
+                         the w of all updates add up to guidance_scale
             normalized:  x_j <- x_j - guidance_scale / |K|_F sum_i K_ji (x_i - mean),  K_ji = <r_j, r_i - mean> / J
-            search:      normalized of size 2 in the first half of the window, kalman in the second
         C are covariances over the ensemble: no derivative of A, and none of the network.
 
     Source:
@@ -56,15 +59,20 @@ class EnKG(Solver[EnKGState]):
         out, as the paper does. "normalized" is the released step, which knows no noise level; released settings are
         guidance_scale=2, num_steps=80, num_updates=2, window=(0.05, 0.95), rollout_divisor=4; in InverseBench
         window=(0, 1), rollout_divisor=8. Its decay has a floor relative to guidance_scale here, absolute there.
-        "search" is ours. Every member is denoised, whatever the batch; members whose forward model fails are left
-        out of the covariances and move with the mean of the others, where they may succeed.
+        The resampling is ours: an update moves members as if A(Phi_a) were linear, and where it is not, a member that
+        cannot explain y slides back to where it was. The ratio of the true to the linearised likelihood tells them
+        apart; it is one for any ensemble under a linear map. Weights are flattened to an effective size of
+        ess_threshold J (1: none), and left out where y has as many numbers as there are members, which some linear map
+        fits whatever they are, and where `localised`. Every member is denoised, whatever the batch; members
+        whose forward model fails are left out of the covariances and move with the mean of the others, where they may
+        succeed.
 
     Bias:
         "kalman" is exact for a Gaussian prior and a linear operator as ensemble and steps grow; with perturb=False it
         is too narrow. Small ensembles (J below the number of directions that matter) are off in the mean and too
-        narrow: `localised` helps some. Of several modes the right ones are found, in wrong proportions, since members
-        are moved and never weighed. "search" overshoots y, hops between modes and comes closer where they are many;
-        on a single mode it is too narrow. "normalized" collapses onto a fit of y: its spread means nothing.
+        narrow: `localised` helps some. Of several modes the right ones are found, in proportions that are about
+        right: what the prior flow does to a moved member is weighed by the measurement only. "normalized" collapses
+        onto a fit of y: its spread means nothing.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=False, ensemble=True)
@@ -77,6 +85,7 @@ class EnKG(Solver[EnKGState]):
     num_updates: int = 1
     window: tuple[float, float] = (0.05, 0.7)
     decay: float = 1.0
+    ess_threshold: float = 0.9
     rollout_divisor: int = 3
     rollout_max: int = 20
     localised: bool = False
@@ -105,6 +114,10 @@ class EnKG(Solver[EnKGState]):
             raise InputError(
                 f"none of num_steps={self.num_steps} is inside window={self.window} (the first never is); take more"
             )
+        if not 0 < self.ess_threshold <= 1:
+            raise InputError(
+                f"ess_threshold is {self.ess_threshold}; expected a fraction of the ensemble, above 0, at most 1"
+            )
         if not (self.guidance_scale >= 0 and 0 <= self.decay <= 1 and self.inflation >= 1):
             raise InputError(
                 f"guidance_scale={self.guidance_scale}, decay={self.decay}, inflation={self.inflation}; expected "
@@ -113,38 +126,64 @@ class EnKG(Solver[EnKGState]):
 
     def init(self, problem: Problem, noise: Noise) -> EnKGState:
         x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
-        return EnKGState(x, torch.zeros_like(x))
+        return EnKGState(x, torch.zeros_like(x), x.new_full((len(x),), UNKNOWN))
 
     def step(
         self, problem: Problem, state: EnKGState, k: int, noise: Noise
     ) -> tuple[EnKGState, EnKGInfo]:
         a, b = problem.levels(self.schedule, self.num_steps, k)
-        x, chi2 = state.x, torch.full_like(state.x.flatten(1)[:, 0], float("nan"))
+        x, expected = state.x, state.expected
+        chi2 = torch.full_like(expected, float("nan"))
         if self.guided(k) and self.guidance_scale > 0:
             for update in range(self.num_updates):
-                x, chi2 = self._update(problem, x, a, k, noise, f"perturbation {update}")
+                x, residuals, expected = self._update(problem, x, expected, a, k, update, noise)
+                chi2 = residuals.square().mean(1)
         denoised = problem.denoise(x, a)
-        return EnKGState(euler(x, denoised, a, b), denoised), EnKGInfo(a, chi2)
+        return EnKGState(euler(x, denoised, a, b), denoised, expected), EnKGInfo(a, chi2)
 
     def _update(
-        self, problem: Problem, x: Tensor, a: float, k: int, noise: Noise, purpose: str
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        problem: Problem,
+        x: Tensor,
+        expected: Tensor,
+        a: float,
+        k: int,
+        update: int,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the members after one update, the residuals before it, and those that it promises, squared."""
         residuals = problem.whitened(roll_out(problem, x, a, self.rollout_steps(k)))
-        strength, gain, innovations = self.strength(k), normalised_gain, residuals
-        if not self.normalised(k):
-            gain = kalman_gain
+        survivors(residuals, x)  # too few are an error here, and not one of their weights
+        gain, strength, innovations = normalised_gain, self.strength(k), residuals
+        if self.correction == "kalman":
+            if self._weighs(residuals):
+                excess = 0.5 * (expected - residuals.square().sum(1)).double()
+                excess[expected == UNKNOWN] = torch.nan
+                last = self.strength(k if update else k - 1)
+                uniform = shared(noise).uniform(f"resample {update}", ())
+                chosen = replaced(flattened(last * excess, self.ess_threshold), uniform)
+                x, residuals = x[chosen], residuals[chosen]
+            gain, innovations = kalman_gain, residuals
             if self.perturb:
-                innovations = residuals + noise(purpose, residuals.shape[1:]) / strength**0.5
-        x = correct(
-            x,
-            residuals,
-            innovations,
-            gain,
-            strength,
-            localised=self.localised,
+                perturbation = noise(f"perturbation {update}", residuals.shape[1:])
+                innovations = residuals + perturbation / strength**0.5
+        move = partial(
+            correct,
+            residuals=residuals,
+            innovations=innovations,
+            gain=gain,
+            strength=strength,
             inflation=self.inflation,
         )
-        return x, residuals.square().mean(1)
+        expected = torch.full_like(expected, UNKNOWN)
+        if self._weighs(residuals):
+            alive = survivors(residuals, x)
+            expected[alive] = move(residuals)[alive].square().sum(1)
+        return move(x, localised=self.localised), residuals, expected
+
+    def _weighs(self, residuals: Tensor) -> bool:
+        """Whether promises are kept: of more measurements than members, a linear map fits any values."""
+        return self.ess_threshold < 1 and not self.localised and residuals.shape[1] < len(residuals)
 
     def guided(self, k: int) -> bool:
         """Whether step k is corrected; never the first one, as released."""
@@ -154,19 +193,12 @@ class EnKG(Solver[EnKGState]):
         """Network calls of one roll-out at step k."""
         return min(1 + (self.num_steps - k) // self.rollout_divisor, self.rollout_max)
 
-    def normalised(self, k: int) -> bool:
-        """Whether step k takes the normalised correction."""
-        middle = 0.5 * sum(self.window) * self.num_steps
-        return self.correction == "normalized" or (self.correction == "search" and k < middle)
-
     def strength(self, k: int) -> float:
         """Size of one update of step k where it is normalised, else the weight that it gives to the measurement."""
-        if self.normalised(k):
-            size = SEARCH_STEP if self.correction == "search" else self.guidance_scale
-            return size * self._fade(k)
-        sharing = [i for i in range(self.num_steps) if self.guided(i) and not self.normalised(i)]
-        total = self.num_updates * sum(self._fade(i) for i in sharing)
-        return self.guidance_scale * self._fade(k) / total
+        if self.correction == "normalized":
+            return self.guidance_scale * self._fade(k)
+        total = sum(self._fade(i) for i in range(self.num_steps) if self.guided(i))
+        return self.guidance_scale * self._fade(k) / (self.num_updates * total)
 
     def _fade(self, k: int) -> float:
         """From 1 at the first step linearly to `decay` after the last."""

@@ -12,10 +12,12 @@ from invguide.errors import DivergenceError
 from invguide.function_reward import FunctionReward
 from invguide.particles import (
     effective_size,
+    flattened,
     log_kernel_ratio,
     log_mean_exp,
     look_around,
     normalised,
+    replaced,
     resample,
     shared,
     systematic,
@@ -102,6 +104,36 @@ def test_resample_only_below_the_threshold():
     index, equal = resample(log_weights, torch.tensor(0.3), 0.75)
     assert index.tolist() == systematic(log_weights, torch.tensor(0.3)).tolist()
     assert equal.tolist() == [0] * 4
+
+
+def test_flattened_weights_have_the_effective_size_asked_for():
+    log_weights = torch.randn(200, generator=torch.Generator().manual_seed(0)).double() * 3
+    flat = flattened(log_weights, 0.9)
+    assert effective_size(flat) == pytest.approx(180, rel=1e-6)  # 40 bisections
+    assert ((flat / log_weights) - flat[0] / log_weights[0]).abs().max() < 1e-12
+    assert torch.equal(flattened(flat, 0.9), flat)
+    assert torch.equal(flattened(log_weights, 0.0), log_weights)
+    unknown = torch.cat([log_weights, torch.tensor([torch.nan])])
+    torch.testing.assert_close(flattened(unknown, 0.9)[:-1], flat)
+
+
+def test_replaced_keeps_who_is_drawn_in_place_whatever_the_order():
+    source = torch.Generator().manual_seed(1)
+    log_weights = torch.randn(50, generator=source).double()
+    u, order = torch.tensor([0.3]), torch.randperm(50, generator=source)
+    chosen = replaced(log_weights, u)
+    count, expected = torch.bincount(chosen, minlength=50), 50 * normalised(log_weights)
+    assert ((count - expected).abs() < 1).all()
+    assert torch.equal(chosen == torch.arange(50), count > 0)
+    again = replaced(log_weights[order], u)
+    assert torch.equal(order[again], chosen[order])
+
+
+def test_replaced_takes_unknown_weights_for_average_ones():
+    log_weights = torch.tensor([0.0, torch.nan, 0.0, torch.nan]).double()
+    assert replaced(log_weights, torch.tensor(0.5)).tolist() == [0, 1, 2, 3]
+    none = torch.full((3,), torch.nan)
+    assert replaced(none, torch.tensor(0.5)).tolist() == [0, 1, 2]
 
 
 def test_kernel_ratio_is_that_of_normal_densities():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,5 +94,7 @@ def mixtures(
 
 
 def _mean(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return "diverged"
     half = 1.96 * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):.2f} +- {half:.2f}"
