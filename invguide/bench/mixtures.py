@@ -25,6 +25,14 @@ def default_solvers() -> dict[str, Solver[Any]]:
     return {
         "EKI": EKI(),
         "EnKG": EnKG(),
+        "EnKG, released step": EnKG(
+            num_steps=40,  # of 1 to 2 updates and 34 to 80 steps, the best at these calls
+            correction="normalized",
+            guidance_scale=2.0,
+            perturb=False,
+            window=(0.0, 1.0),
+            rollout_divisor=2,
+        ),
         "FeynmanKac": FeynmanKac(),
         "EnsembleTwisted, 16 steps": EnsembleTwisted(16),
         "EnsembleTwisted": EnsembleTwisted(),
