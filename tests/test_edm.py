@@ -398,6 +398,26 @@ def test_pickle_of_edm2(tmp_path: Path, training_code: Path, encoder: str | None
         load(dump({**content, "encoder": short}, path), autoencoder=RawPixels())
 
 
+def test_arrays_in_pickles(tmp_path: Path, training_code: Path):
+    """Those of single precision with few numbers are read, others take no memory."""
+    arrays = {
+        "short": np.array([1, 2.5], np.float32),
+        "long": np.zeros(2000, np.float32),
+        "double": np.zeros(3),
+        "number": np.float32(1),
+    }
+    content = wrap(nn.Linear(2, 3), training_code)
+    dump({**content, "encoder": Saved("MyEncoder", **arrays)}, tmp_path / "edm.pkl")
+    encoder = read_nvidia_pickle(tmp_path / "edm.pkl").encoder
+    assert encoder is not None
+    assert encoder.attributes["short"].values == (1.0, 2.5)
+    assert encoder.attributes["long"].values == encoder.attributes["double"].values == ()
+    arrays["short"] = np.array([Path()])  # an object
+    dump({**content, "encoder": Saved("MyEncoder", **arrays)}, tmp_path / "edm.pkl")
+    with pytest.raises(CheckpointError, match=r"it names pathlib\.PosixPath"):
+        read_nvidia_pickle(tmp_path / "edm.pkl")
+
+
 def test_pickles_of_edm2_that_are_refused(
     tmp_path: Path, training_code: Path, monkeypatch: pytest.MonkeyPatch
 ):

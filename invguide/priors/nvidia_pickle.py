@@ -22,6 +22,9 @@ from invguide.errors import CheckpointError
 from invguide.priors.checkpoint_file import unsafe_names
 
 DEEPEST = 100  # modules within modules
+LONGEST = (
+    4096  # bytes of an array of numpy's that is read; those of EDM2 have a number per channel
+)
 
 
 class StoredObject(NamedTuple):
@@ -118,7 +121,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for an array of numpy's; values are its numbers, of single precision only."""
+    """Stands for an array of numpy's; values are its numbers, of short ones in single precision only."""
 
     values: tuple[float, ...] = ()
 
@@ -127,7 +130,7 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, _, kind, _, content = state
-        if kind.name == "<f4":
+        if kind.name == "<f4" and len(content) <= LONGEST:
             self.values = tuple(v for (v,) in struct.iter_unpack("<f", content))
 
 
