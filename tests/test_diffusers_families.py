@@ -285,7 +285,7 @@ def test_flux(diffusers: Any, tmp_path: Path, distilled: bool):
         restores(prior, **told)
 
 
-def test_flux_in_several_files(diffusers: Any, tmp_path: Path):
+def test_flux_in_several_files(diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As the large models are: every file of the network, and that of the autoencoder."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     net = flux(diffusers)
@@ -299,6 +299,19 @@ def test_flux_in_several_files(diffusers: Any, tmp_path: Path):
     assert [file.parent.name for file in files] == ["transformer"] * (len(files) - 1) + ["vae"]
     assert len(files) >= 3
     assert torch.equal(ig.load_prior(tmp_path).denoise(x, 1.0, **told), expected)
+
+    hub: Any = pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def snapshot_download(_: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert torch.equal(ig.load_prior("a/flux").denoise(x, 1.0, **told), expected)
+    names = [file.relative_to(tmp_path).as_posix() for file in files]
+    assert [name for name in asked if name != "*.json"] == names
+
     files[1].unlink()
     with pytest.raises(CheckpointError, match="and 1 of them"):
         ig.load_prior(tmp_path)
@@ -407,6 +420,47 @@ def test_published_folders_of_pixart_and_dit(diffusers: Any, tmp_path: Path, nor
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="holds a Transformer2DModel; of diffusers, only"):
         ig.load_prior(tmp_path)
+
+
+# ---- latent diffusion without a text
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_latent_diffusion_with_a_quantising_autoencoder(
+    diffusers: Any, tmp_path: Path, written: bool
+):
+    """CompVis/ldm-celebahq-256: a UNet2DModel over latents of a VQModel whose file tells no scale, that is 1."""
+    net = randomised(
+        diffusers.UNet2DModel(
+            sample_size=8, block_out_channels=(16, 16), norm_num_groups=8, layers_per_block=1,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        )
+    )  # fmt: skip
+    vae = randomised(
+        diffusers.VQModel(
+            block_out_channels=(16, 16, 16), norm_num_groups=8, num_vq_embeddings=32, scaling_factor=0.5,
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        )
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    for part, model in (("unet", net), ("vqvae", vae), ("scheduler", scheduler)):
+        model.save_pretrained(tmp_path / part)
+    config = json.loads((tmp_path / "vqvae" / "config.json").read_text())
+    if not written:
+        del config["scaling_factor"]
+        (tmp_path / "vqvae" / "config.json").write_text(json.dumps(config))
+    prior = ig.load_prior(tmp_path)
+    assert isinstance(prior, LatentPrior)
+    assert (prior.shape, prior.sample_shape, prior.factor) == ((3, 8, 8), (3, 32, 32), 4)
+    assert [file.parent.name for file in weight_files(tmp_path)] == ["unet", "vqvae"]
+    scale = 0.5 if written else 1.0
+    z, x = torch.randn(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(prior.to_data(z), vae.decode(z / scale).sample / 2 + 0.5)
+    torch.testing.assert_close(prior.to_normalised(x), vae.encode(2 * x - 1).latents * scale)
+
+    sigma = float((1 / scheduler.alphas_cumprod[400].double() - 1).sqrt())
+    expected = ddim(scheduler, lambda v, t: net(v, t).sample, z, 400)
+    assert float((prior.denoise(z, sigma) - expected).abs().max()) < 1e-5 * sigma * 4
 
 
 # ---- what does not fit

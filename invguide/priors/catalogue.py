@@ -46,9 +46,10 @@ RECOGNISED = (
     Entry(
         "latent diffusion (diffusers)",
         "ig.load_prior('folder/')",
-        "A folder or hub id with a UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel, "
-        "FluxTransformer2DModel or PixArtTransformer2DModel and its vae/: operators and results are images. Text is "
-        "told by condition={'text': embeddings}; an error lists what else a network needs. Any other autoencoder: "
+        "A folder or hub id with a UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel, "
+        "FluxTransformer2DModel or PixArtTransformer2DModel and its vae/ or vqvae/: operators and results are images. "
+        "Text is told by condition={'text': embeddings}; an error lists what else a network needs. Any other "
+        "autoencoder: "
         "ig.priors.LatentPrior(prior, autoencoder, scaling_factor=..., factor=8).",
     ),
     Entry(
@@ -105,6 +106,7 @@ PUBLIC = (
             ("google/ddpm-church-256", "Churches, 256 x 256"),
             ("google/ddpm-cat-256", "Cats, 256 x 256"),
             ("google/ddpm-cifar10-32", "CIFAR-10, 32 x 32"),
+            ("CompVis/ldm-celebahq-256", "Faces, 256 x 256, latent"),
             ("facebook/DiT-XL-2-256", "ImageNet by class or any, 256 x 256, latent"),
             ("stable-diffusion-v1-5/stable-diffusion-v1-5", f"512 x 512, latent, {TEXT}"),
             ("stabilityai/stable-diffusion-xl-base-1.0", f"1024 x 1024, latent, {POOLED}"),

@@ -33,7 +33,7 @@ TRANSFORMERS = {
     "ada_norm_single": "PixArtTransformer2DModel",
 }
 PARTS = ("unet", "transformer")  # folders of a pipeline that may hold its network
-AUTOENCODER = "vae"
+AUTOENCODERS = ("vae", "vqvae")  # likewise
 MOST_STEPS = 100_000  # of a noise schedule; more than 1000 are rare
 
 
@@ -49,8 +49,8 @@ def download(repository: str) -> Path:
     try:
         folder = Path(hub.snapshot_download(repository, allow_patterns=["*.json"]))
         place = network_folder(folder)
-        latent = _kind(place).latent  # a refusal comes before gigabytes
-        for part in (place, folder / AUTOENCODER) if latent else (place,):
+        _kind(place)  # a refusal comes before gigabytes
+        for part in _parts(place):
             for suffix in ("safetensors", "bin"):
                 index, whole = part / f"{STEM}.{suffix}.index.json", part / f"{STEM}.{suffix}"
                 files = files_of(index if index.is_file() else whole)
@@ -74,8 +74,8 @@ def load_diffusers(
 ) -> Prior:
     """Return the prior of a folder of diffusers: of a whole pipeline, or of its network.
 
-    The prior of a latent diffusion model is a `LatentPrior` where its autoencoder lies beside it in vae/, and
-    else one over the latents themselves.
+    The prior of a latent diffusion model is a `LatentPrior` where its autoencoder lies beside it in vae/ or vqvae/,
+    and else one over the latents themselves.
 
     Args:
         folder: With config.json, unet/config.json or transformer/config.json, weights beside it, and
@@ -88,21 +88,22 @@ def load_diffusers(
         InputError: A network or scheduler that is not known here.
         MissingPackageError: diffusers is not installed.
     """
-    place = network_folder(folder)
+    place, *autoencoder = _parts(network_folder(folder))
     kind, config = _kind(place), _config(place)
     told = {"predicts", "schedule"} <= settings.keys()
     training = {} if told else convention(_scheduler_config(place))
     size = config.get("sample_size")
     size = size if isinstance(size, list | tuple) else (size, size)
-    if kind.latent:  # their autoencoder brings them to a deviation of one
+    if kind.latent or autoencoder:  # their autoencoder brings them to a deviation of one
         training |= {"data_range": (0.0, 1.0), "sigma_data": 1.0}
     prior = from_network(
         kind.wrap(_model(place)),
         **{"multiple": kind.multiple(config), **training, **settings},
         shape=shape or (kind.channels(config), *((None, None) if kind.any_size else size)),
     )
-    autoencoder = _autoencoder(place)
-    return LatentPrior(prior, _model(autoencoder)) if autoencoder else prior
+    if not autoencoder:
+        return prior
+    return LatentPrior(prior, _model(autoencoder[0]), scaling_factor=_scaling(autoencoder[0]))
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -110,11 +111,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         CheckpointError: Weights or an index are missing or damaged.
-        InputError: No folder of diffusers, or of a network that is not known here.
+        InputError: No folder of diffusers.
     """
-    place = network_folder(folder)
-    autoencoder = _autoencoder(place)
-    parts = (place, autoencoder) if autoencoder else (place,)
+    parts = _parts(network_folder(folder))
     return tuple(file for part in parts for file in files_of(weights_in(part)))
 
 
@@ -204,10 +203,25 @@ def network_folder(folder: Path) -> Path:
     )
 
 
-def _autoencoder(place: Path) -> Path | None:
-    """The folder of the autoencoder that belongs to a network, where there is one."""
-    folder = (place.parent if place.name in PARTS else place) / AUTOENCODER
-    return folder if (folder / "config.json").is_file() and _kind(place).latent else None
+def _parts(place: Path) -> tuple[Path, ...]:
+    """The folder of a network, and that of its autoencoder where it has one."""
+    pipeline = place.parent if place.name in PARTS else place
+    found = [
+        pipeline / name for name in AUTOENCODERS if (pipeline / name / "config.json").is_file()
+    ]
+    return (place, *found[:1])
+
+
+def _scaling(autoencoder: Path) -> float | None:
+    """The scale of latents where diffusers would not know it.
+
+    It takes that of Stable Diffusion wherever none is written. Published quantising autoencoders (VQModel) are older
+    than the setting, and their networks were trained without a scale.
+    """
+    config = read_json(autoencoder / "config.json")
+    return (
+        1.0 if config.get("_class_name") == "VQModel" and "scaling_factor" not in config else None
+    )
 
 
 def _scheduler_config(place: Path) -> Mapping[str, Any]:

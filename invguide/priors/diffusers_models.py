@@ -25,7 +25,7 @@ class Kind:
     Attributes:
         wrap: Makes net(x, time, **condition) of it.
         multiple: Of height and width, from its configuration.
-        latent: It works on the latents of an autoencoder.
+        latent: It works on latents even where no autoencoder lies beside it.
         any_size: It takes other sizes than that of its training.
         packed: A position of its input holds so many latents along each axis.
         supports: Values of settings that are understood here; others would be another network than was trained.
