@@ -101,6 +101,27 @@ Filter = Annotated[
 ]
 Quality = Annotated[float | None, typer.Option(help="jpeg: 1 to 100 [what the file tells].")]
 Gain = Annotated[float | None, typer.Option(help="hdr: over-exposure, 2 is one stop [2].")]
+PriorName = Annotated[
+    str,
+    typer.Option(
+        "--prior",
+        help="`invguide priors` lists them: an embedded one, a weights file, a folder of diffusers, a hub id.",
+    ),
+]
+PriorSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prior-set", metavar="NAME=VALUE", help="Any argument of load_prior, such as preset=..."
+    ),
+]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        metavar="NAME=VALUE",
+        help="What a conditional prior is told: label=207, or text=FILE.npy with one row.",
+    ),
+]
 
 
 def _options(
@@ -134,18 +155,28 @@ def _sigma(text: str) -> float | None:
         raise InputError(f"--sigma-y is {text!r}; expected a number (white = 1) or auto") from None
 
 
-def _pairs(items: Iterable[str]) -> dict[str, str]:
+def _pairs(items: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
     from invguide.errors import InputError
 
     pairs = {}
-    for item in items:
+    for item in items or ():
         name, equals, value = item.partition("=")
         if not (name and equals and value):
-            raise InputError(
-                f"--set {item!r}; expected NAME=VALUE, such as --set guidance_scale=0.5"
-            )
+            raise InputError(f"{option} {item!r}; expected NAME=VALUE, such as {option} {example}")
         pairs[name.replace("-", "_")] = value
     return pairs
+
+
+def _prior_settings(items: Iterable[str] | None, option: str = "--prior-set") -> dict[str, Any]:
+    """Arguments of load_prior: numbers, tuples and booleans of Python, or else text."""
+    return {n: _literal(v) for n, v in _pairs(items, option, "data_range=(0,1)").items()}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 # ---- restore, degrade, demo
@@ -177,12 +208,9 @@ def restore(
             help="`invguide solvers` lists them; auto: HQS for one sample, DPS for several."
         ),
     ] = "auto",
-    prior: Annotated[
-        str,
-        typer.Option(
-            help="`invguide priors` lists them; or a .safetensors file of invguide.training."
-        ),
-    ] = "natural",
+    prior: PriorName = "natural",
+    prior_set: PriorSet = None,
+    condition: Condition = None,
     samples: Annotated[
         int, typer.Option(help="Restorations to draw; two or more give mean and uncertainty.")
     ] = 1,
@@ -246,11 +274,22 @@ def restore(
     from invguide.folder import restore_folder
     from invguide.restoration import Job, Settings, restore_picture
 
-    chosen: dict[str, Any] = dict(_pairs(set_ or ()))
+    chosen: dict[str, Any] = dict(_pairs(set_, "--set", "guidance_scale=0.5"))
     chosen |= {} if steps is None else {"num_steps": steps}
     chosen |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     settings = Settings(
-        task, options, _sigma(sigma_y), solver, chosen, prior, samples, seed, device, tile
+        task,
+        options,
+        sigma_y=_sigma(sigma_y),
+        solver=solver,
+        solver_settings=chosen,
+        prior=prior,
+        prior_settings=_prior_settings(prior_set),
+        condition=_pairs(condition, "--condition", "label=207"),
+        samples=samples,
+        seed=seed,
+        device=device,
+        tile=tile,
     )
     say = (lambda line: None) if quiet else _say
     job = Job.prepare(settings, say, not quiet, arrays)
@@ -306,7 +345,9 @@ def plan(
     quality: Quality = None,
     gain: Gain = None,
     solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
-    prior: Annotated[str, typer.Option(help="As for `restore`.")] = "natural",
+    prior: PriorName = "natural",
+    prior_set: PriorSet = None,
+    condition: Condition = None,
     samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
     tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
@@ -326,7 +367,16 @@ def plan(
     )
     chosen = {} if steps is None else {"num_steps": steps}
     settings = Settings(
-        task, options, None, solver, chosen, prior, samples, device=device, tile=tile
+        task,
+        options,
+        solver=solver,
+        solver_settings=chosen,
+        prior=prior,
+        prior_settings=_prior_settings(prior_set),
+        condition=_pairs(condition, "--condition", "label=207"),
+        samples=samples,
+        device=device,
+        tile=tile,
     )
     found = plan_picture(Job.prepare(settings, _say), source)
     print(found)
@@ -410,6 +460,7 @@ def doctor(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any argument of load_prior."),
     ] = None,
+    condition: Condition = None,
     device: Device = "auto",
 ) -> None:
     """Examine a checkpoint: does it denoise known pictures, and is it read as it was trained?
@@ -420,34 +471,28 @@ def doctor(
     import torch
 
     from invguide.api import load_prior
+    from invguide.condition import read_conditions
     from invguide.devices import resolve_device
     from invguide.images import read_picture
     from invguide.priors.known_images import known_images
     from invguide.priors.latent import LatentPrior
 
-    settings = {name: _literal(value) for name, value in _pairs(set_ or ()).items()}
-    prior = load_prior(checkpoint, check=False, **settings).to(resolve_device(device))
-    shape = prior.image_shape if isinstance(prior, LatentPrior) else prior.shape
+    told = read_conditions(_pairs(condition, "--condition", "label=207"))
+    settings = _prior_settings(set_, "--set")
+    where = resolve_device(device)
+    prior = load_prior(checkpoint, check=False, **settings).to(where)
     images = [
-        known_images(shape, read_picture(path).values, min_size=prior.min_size)
+        known_images(prior.sample_shape, read_picture(path).values, min_size=prior.min_size)
         for path in picture or ()
     ]
     known = torch.cat(images) if images else None
-    report: Any = prior.check(known)
+    report: Any = prior.check(known, **{name: row.to(where) for name, row in told.items()})
     print(report)
     if isinstance(prior, LatentPrior):
         floor = float(prior.floor(known).square().mean().sqrt())
         print(f"floor: the autoencoder alone has an error of {floor:.3g} (white = 1)")
     if not report.fits:
         raise typer.Exit(RUN_FAILED)
-
-
-def _literal(text: str) -> Any:
-    """A number, tuple or boolean of Python, or else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 # ---- lists

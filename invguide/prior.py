@@ -102,6 +102,11 @@ class Prior(nn.Module, ABC):
         return shape
 
     @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """Shape of one sample in data units, None where any size is accepted."""
+        return self.shape
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the prior computes in: that of its first tensor."""
         for tensor in chain(self.parameters(), self.buffers()):

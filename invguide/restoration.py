@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from invguide import api
+from invguide.condition import condition_files, read_conditions
 from invguide.devices import out_of_memory, resolve_devices
 from invguide.errors import (
     CheckpointError,
@@ -34,7 +35,7 @@ from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.planning import Plan, plan
 from invguide.prior import Prior
-from invguide.priors import Tiled
+from invguide.priors import LatentPrior, Tiled
 from invguide.problem import Problem
 from invguide.report import write_pictures
 from invguide.result import Result, strict_json
@@ -59,7 +60,9 @@ class Settings:
         sigma_y: Noise standard deviation, white = 1; None: estimated from each picture.
         solver: Name, or "auto": the best measured one for one sample, else a posterior sampler.
         solver_settings: Fields of the solver that differ from its defaults.
-        prior: Name of an embedded prior, or a weights file.
+        prior: Name of an embedded prior, or whatever else of text `load_prior` takes: a file, a folder, a hub id.
+        prior_settings: Arguments of `load_prior`, for what a file does not tell.
+        condition: What a conditional prior is told, as text: a number, or a file of one array.
         samples: Per picture.
         seed: Of the samples.
         tile: Height and width of the tiles that the prior sees; 0: the whole picture; None: tiles where the picture
@@ -73,6 +76,8 @@ class Settings:
     solver: str = "auto"
     solver_settings: dict[str, Any] = field(default_factory=dict)
     prior: str = "natural"
+    prior_settings: dict[str, Any] = field(default_factory=dict)
+    condition: dict[str, str] = field(default_factory=dict)
     samples: int = 1
     seed: int = 0
     device: str = "auto"
@@ -81,12 +86,13 @@ class Settings:
 
 @dataclass
 class Job:
-    """Settings that were checked, with their prior loaded and their files hashed: everything but a picture."""
+    """Settings that were checked, with their prior loaded and its files hashed: everything but a picture."""
 
     settings: Settings
     task: Task
     prior: Prior
-    weights: Path
+    condition: dict[str, Tensor]
+    weights: str
     say: Callable[[str], None]
     progress: bool = True
     arrays: bool = False
@@ -104,7 +110,7 @@ class Job:
         Raises:
             InputError: Unknown task, solver, prior, setting; a device that is not there; numbers out of range.
         """
-        from invguide.priors.embedded import weights_path
+        from invguide.priors.loading import weight_files
 
         task = find_task(settings.task, settings.options)
         sigma = settings.sigma_y
@@ -117,20 +123,19 @@ class Job:
         resolve_devices(settings.device)
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
-        prior = api.load_prior(settings.prior)
+        condition = read_conditions(settings.condition)
+        prior = api.load_prior(settings.prior, **settings.prior_settings)
         if settings.tile:
-            Tiled(prior, settings.tile)
-        return cls(settings, task, prior, weights_path(settings.prior), say, progress, arrays)
+            in_tiles(prior, settings.tile)
+        weights = sha256(*weight_files(settings.prior))
+        return cls(settings, task, prior, condition, weights, say, progress, arrays)
 
     def identity(self, path: Path) -> dict[str, Any]:
         """What a finished or interrupted restoration of this picture must agree in, ready for JSON."""
         settings, options = self.settings, self.settings.options
-        files = {
-            "input": path,
-            "weights": self.weights,
-            "mask": options.mask,
-            "kernel": options.kernel,
-        }
+        files = {"input": path, "mask": options.mask, "kernel": options.kernel}
+        files |= {f"condition {n}": p for n, p in condition_files(settings.condition).items()}
+        digests = {name: sha256(file) for name, file in files.items() if file is not None}
         return {
             "task": self.task.name,
             "options": {k: v for k, v in options.given.items() if not isinstance(v, Path)},
@@ -138,10 +143,12 @@ class Job:
             "solver": settings.solver.lower(),
             "solver_settings": {k: _plain(v) for k, v in settings.solver_settings.items()},
             "prior": settings.prior,
+            "prior_settings": {k: _plain(v) for k, v in settings.prior_settings.items()},
+            "condition": settings.condition,
             "samples": settings.samples,
             "seed": settings.seed,
             "tile": "auto" if settings.tile is None else settings.tile,
-            "sha256": {name: sha256(file) for name, file in files.items() if file is not None},
+            "sha256": {**digests, "weights": self.weights},
         }
 
 
@@ -149,14 +156,19 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        reason = (
-            "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
-        )
-        raise InputError(f"{reason}: {path}") from error
+def sha256(*paths: Path) -> str:
+    """Of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "no such file" if missing else str(error.strerror).lower()
+            raise InputError(f"{reason}: {path}") from error
+    return digest.hexdigest()
 
 
 def configured(solver: Solver[Any], settings: dict[str, Any]) -> Solver[Any]:
@@ -236,7 +248,7 @@ class Measured:
 def measure(job: Job, picture: Picture, name: str) -> Measured:
     """Turn a picture into a measurement for the job's prior."""
     inner = job.task.operator(job.settings.options, picture)
-    colours = job.prior.shape[0]
+    colours = job.prior.sample_shape[0]
     y, operator, grey = picture.values, inner, False
     if isinstance(inner, Grayscale):
         y = to_grey(y)
@@ -263,12 +275,25 @@ def prior_for(job: Job, measured: Measured) -> Prior:
     """Return the job's prior, in tiles where these are asked for or the picture calls for them."""
     prior, tile = job.prior, job.settings.tile
     shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
+    if isinstance(prior, LatentPrior) and shape is not None:
+        prior = prior.for_size(*shape[1:])
     if tile is None and shape is not None:
         shape = prior.normalised_shape(tuple(shape))
         if any(own not in (None, size) for own, size in zip(prior.shape, shape, strict=True)):
             return Tiled(prior)
         tile = LARGE_TILE if math.prod(shape[1:]) > WHOLE else 0
-    return Tiled(prior, tile) if tile else prior
+    return in_tiles(prior, tile) if tile else prior
+
+
+def in_tiles(prior: Prior, tile: int) -> Tiled:
+    """Return the prior in tiles of so many pixels; of a latent prior, as many latents as show them."""
+    if not isinstance(prior, LatentPrior):
+        return Tiled(prior, tile)
+    if tile % prior.factor:
+        raise InputError(
+            f"tile is {tile}; expected a multiple of {prior.factor}, the pixels of one latent"
+        )
+    return Tiled(prior, tile // prior.factor)
 
 
 def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
@@ -281,7 +306,10 @@ def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said again when it is solved
         likelihood = Likelihood(measured.operator, measured.y, measured.sigma_y)
-    return configured(api.choose_solver(Problem(prior, likelihood)), job.settings.solver_settings)
+    return configured(
+        api.choose_solver(Problem(prior, likelihood, condition=job.condition)),
+        job.settings.solver_settings,
+    )
 
 
 def restore_picture(
@@ -334,8 +362,8 @@ def restore_picture(
     job.say(
         f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
     )
-    if isinstance(prior, Tiled):
-        job.say(f"  tiles     {' x '.join(map(str, prior.tile))}, overlap {prior.overlap}")
+    for tiled in (part for part in prior.modules() if isinstance(part, Tiled)):
+        job.say(f"  tiles     {' x '.join(map(str, tiled.tile))}, overlap {tiled.overlap}")
     check_writable(out)
     checkpoint = out / CHECKPOINT
     if not resume:
@@ -361,6 +389,7 @@ def plan_picture(job: Job, path: Path) -> Plan:
         sigma_y=measured.sigma_y,
         solver=choose(job, measured, prior),
         num_samples=job.settings.samples,
+        condition=job.condition,
         seed=job.settings.seed,
         device=job.settings.device,
     )
@@ -420,6 +449,7 @@ def _solve(
             sigma_y=measured.sigma_y,
             solver=solver,
             num_samples=job.settings.samples,
+            condition=job.condition,
             seed=job.settings.seed,
             device=job.settings.device,
             progress=job.progress,

@@ -289,7 +289,7 @@ def test_latents(tmp_path: Path):
     assert (prior.scale, prior.shift) == (1.0, 0.0)
     whole = load(tmp_path / "w.pt", **HEADS, autoencoder=ToyAutoencoder())
     assert isinstance(whole, LatentPrior)
-    assert whole.image_shape == (3, 128, 128)
+    assert whole.sample_shape == (3, 128, 128)
     picture = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
     latents = whole.to_normalised(picture)
     means = 3 * picture[..., ::8, ::8]

@@ -297,8 +297,13 @@ def test_frozen_in_evaluation_mode_and_differentiable_in_x():
     (gradient,) = torch.autograd.grad(first[0].sum(), x)
     assert gradient[0].abs().max() > 0
     assert gradient[1].abs().max() == 0  # rows are independent
-    with pytest.raises(TypeError):
-        prior.denoise(x, 0.5, unknown=label)
+    with pytest.raises(
+        InputError,
+        match="given label, other; of conditions, its network Timed takes label, of which",
+    ):
+        prior.denoise(x, 0.5, label=label, other=label)
+    with pytest.raises(InputError, match=r"given no conditions; .* it needs label"):
+        prior.denoise(x, 0.5)
 
 
 def test_gradient_is_exact():

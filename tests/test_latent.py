@@ -237,7 +237,7 @@ def test_stable_diffusion_folder(stable_diffusion: tuple[Path, Any, Any]):
     torch.testing.assert_close(prior.floor(x), floor)
     assert len(prior.floor()) >= 2  # of the photograph
     assert (prior.data_shape((4, 4, 6)), prior.normalised_shape((3, 16, 24))) == ((3, 16, 24), (4, 4, 6))  # fmt: skip
-    assert prior.image_shape == (3, None, None)
+    assert prior.sample_shape == (3, None, None)
     assert weight_files(folder) == tuple(
         folder / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
     )

@@ -23,8 +23,7 @@ from invguide.priors import loading
 from invguide.priors.adm import ADM, Architecture
 from invguide.priors.adm_checkpoints import PRESETS
 from invguide.priors.catalogue import PUBLIC, RECOGNISED
-from invguide.priors.embedded import weights_path
-from invguide.priors.loading import load
+from invguide.priors.loading import load, weight_files
 from invguide.rng import Noise
 from invguide.solvers import DPS
 
@@ -236,12 +235,14 @@ def test_the_command_line_lists_what_can_be_loaded():
 
 def test_paths_of_weights(tmp_path: Path):
     (tmp_path / "unet").mkdir()
-    for name in ("w.ckpt", "unet/config.json", "unet/diffusion_pytorch_model.bin"):
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    for name in ("w.ckpt", "unet/diffusion_pytorch_model.bin"):
         (tmp_path / name).touch()
-    assert weights_path(str(tmp_path / "w.ckpt")) == tmp_path / "w.ckpt"
-    assert weights_path(str(tmp_path)) == tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    found = {where: weight_files(str(tmp_path / where)) for where in ("w.ckpt", "")}
+    assert found["w.ckpt"] == (tmp_path / "w.ckpt",)
+    assert found[""] == (tmp_path / "unet" / "diffusion_pytorch_model.bin",)
     with pytest.raises(InputError, match=r"unknown prior 'w\.ckpt'"):
-        weights_path("w.ckpt")
+        weight_files("w.ckpt")
 
 
 # ---- DPS in the coordinates of the family

@@ -47,8 +47,8 @@ class Conditional(nn.Module, ABC):
         first = next(iter(self.needs))
         raise InputError(
             f"{type(self.net).__name__} is conditional on {_listed(self.needs)}{optional}, with one row for each of "
-            f"the B = {batch} samples; got {got or 'nothing'}: pass condition={{{first!r}: ...}} to solve, or "
-            f"{first}=... to denoise"
+            f"the B = {batch} samples; got {got or 'nothing'}: pass condition={{{first!r}: ...}} to solve, "
+            f"{first}=... to denoise, or --condition {first}=... to a command"
         )
 
 

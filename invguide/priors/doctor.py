@@ -158,7 +158,7 @@ def examine(
         scope: "all" conventions, those "nearby", with one argument changed, or only other meanings of the
             "output", for which the network is called no more often.
         seed: Of the noise.
-        condition: Of a conditional network, one row per signal; label 0 where none is given.
+        condition: Of a conditional network, one row for all signals or one for each; label 0 where none is given.
 
     Raises:
         InputError: The network takes no pictures, and images is left out.
@@ -206,7 +206,7 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
         raise InputError(
             f"this network was trained otherwise: {report.verdict}. If that cannot be, pass check=False"
         )
-    hint = "" if len(scopes) > 1 else " More is told by prior.check() or `invguide doctor`"
+    hint = "" if len(scopes) > 1 else "; more is told by prior.check() or `invguide doctor`"
     warnings.warn(report.verdict + hint, stacklevel=4)
 
 
@@ -238,7 +238,11 @@ class _Trial:
         self.prior, self.own = prior, own
         classes = number_of_classes(prior)
         labels = {"label": torch.zeros(len(images), dtype=torch.long)} if classes else {}
-        self.condition = {k: v.to(device) for k, v in {**labels, **condition}.items()}
+        told = {k: v.to(device) for k, v in {**labels, **condition}.items()}
+        count = len(images)
+        self.condition = {
+            k: v.expand(count, *v.shape[1:]) if len(v) == 1 else v for k, v in told.items()
+        }
         self.images = images.to(device)
         contrast = float(images.std())
         if not contrast > 0:

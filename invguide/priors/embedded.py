@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from invguide.errors import CheckpointError, InputError, suggest
-from invguide.priors.diffusers_folder import network_folder, weights_in
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.unet import UNet
 
@@ -34,15 +33,13 @@ EMBEDDED = {
 
 
 def weights_path(name: str) -> Path:
-    """Return the weights file of a shipped prior, or of whatever `load_prior` reads from a path.
+    """Return the weights file of a shipped prior, or the path that this is.
 
     Raises:
         InputError: Neither (the nearest name is suggested).
     """
     if name in EMBEDDED:
         return WEIGHTS / f"{name}.safetensors"
-    if Path(name).is_dir():
-        return weights_in(network_folder(Path(name)))
     if Path(name).is_file() or Path(name).suffix == ".safetensors":
         return Path(name)
     raise InputError(f"unknown prior {name!r}; {suggest(name, EMBEDDED)}")

@@ -11,6 +11,8 @@ from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior
 from invguide.priors.conditions import Sized
 from invguide.priors.known_images import known_images
+from invguide.priors.padding import extend, round_up
+from invguide.priors.tiled import Tiled
 
 SMALLEST_IMAGE = 128  # by which an autoencoder is judged
 
@@ -29,6 +31,8 @@ class LatentPrior(Prior):
         scaling_factor, shift_factor: Of the latents; by default those of the autoencoder's configuration.
         factor: Pixels per latent, along each axis; by default as the configuration tells.
         channels: Of an image.
+        size: Of the images, where they all have one that need not be a multiple of factor: decoded images are cropped
+            at their far ends, and images are reflected there before they are encoded.
 
     Raises:
         InputError: The factors are not given, and the autoencoder has no configuration that tells them, or one that
@@ -47,6 +51,7 @@ class LatentPrior(Prior):
         shift_factor: float | None = None,
         factor: int | None = None,
         channels: int = 3,
+        size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         config = dict(getattr(autoencoder, "config", {}))
@@ -69,11 +74,13 @@ class LatentPrior(Prior):
         offset = config.get("shift_factor") if shift_factor is None else shift_factor
         self.shift_factor = float(offset or 0.0)
         self.factor = factor or 2 ** (len(blocks or ()) - 1)
-        self.channels = channels
+        self.channels, self.size = channels, size
         for part in prior.modules():
             if isinstance(part, Sized):
                 part.pixels = self.factor
         self.shape, self.min_size = prior.shape, prior.min_size
+        if size is not None:
+            self.shape = (prior.shape[0], *(round_up(n, self.factor) // self.factor for n in size))
         self.sigma_min, self.sigma_max = prior.sigma_min, prior.sigma_max
         self.sigma_data, self.precision = prior.sigma_data, prior.precision
         self.eval()
@@ -89,31 +96,49 @@ class LatentPrior(Prior):
         """Decode latents, (B, c, h, w) -> (B, channels, H, W) in [0, 1], or a little beyond."""
         z = x / self.scaling_factor + self.shift_factor
         output: Any = self.autoencoder.decode(z.to(self._type))  # pyright: ignore[reportCallIssue]
-        return (getattr(output, "sample", output).to(x.dtype) + 1) / 2
+        image = (getattr(output, "sample", output).to(x.dtype) + 1) / 2
+        return image if self.size is None else image[(..., *map(slice, self.size))]
 
     def to_normalised(self, x: Tensor) -> Tensor:
         """Encode images: the most likely latents, not a draw of them."""
+        if self.size is not None:
+            x = extend(x, [self.factor * (n or 0) for n in self.shape[1:]])
         output: Any = self.autoencoder.encode((2 * x - 1).to(self._type))  # pyright: ignore[reportCallIssue]
         law = getattr(output, "latent_dist", None)
         z = getattr(output, "latents", output) if law is None else law.mode()
         return (z.to(x.dtype) - self.shift_factor) * self.scaling_factor
 
+    def for_size(self, *size: int) -> LatentPrior:
+        """Return this prior for images of one size, such as height and width; of latents of fixed size, in tiles."""
+        latents = [round_up(n, self.factor) // self.factor for n in size]
+        fits = all(own in (None, n) for own, n in zip(self.prior.shape[1:], latents, strict=True))
+        return LatentPrior(
+            self.prior if fits else Tiled(self.prior),
+            self.autoencoder,
+            scaling_factor=self.scaling_factor,
+            shift_factor=self.shift_factor,
+            factor=self.factor,
+            channels=self.channels,
+            size=size,
+        )
+
     def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self.channels, *(self.factor * size for size in shape[1:]))
+        return (self.channels, *(self.size or (self.factor * size for size in shape[1:])))
 
     def normalised_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.size is not None and shape == (self.channels, *self.size):
+            return tuple(int(n or 0) for n in self.shape)
         wrong = any(size % self.factor for size in shape[1:])
         if wrong or len(shape) != 3 or shape[0] != self.channels or self.shape[0] is None:
             raise ShapeError(
                 f"this prior makes images of {self.channels} channels whose height and width are multiples of "
-                f"{self.factor}; got {shape}: crop or extend the picture"
+                f"{self.factor}; got {shape}: crop or extend the picture, or take prior.for_size(height, width)"
             )
         return (self.shape[0], *(size // self.factor for size in shape[1:]))
 
     @property
-    def image_shape(self) -> tuple[int | None, ...]:
-        """Shape of one decoded image, None where any size will do."""
-        return (self.channels, *(size and self.factor * size for size in self.shape[1:]))
+    def sample_shape(self) -> tuple[int | None, ...]:
+        return (self.channels, *(self.size or (n and self.factor * n for n in self.shape[1:])))
 
     def floor(self, images: Tensor | None = None) -> Tensor:
         """Return the root mean square error of decode(encode(x)) of each image, (N,), data units.
@@ -122,7 +147,7 @@ class LatentPrior(Prior):
             images: (N, channels, H, W) in [0, 1]; by default parts of the photograph that ships with the package.
         """
         if images is None:
-            images = known_images(self.image_shape, min_size=SMALLEST_IMAGE)
+            images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
         x = images.to(next(self.autoencoder.parameters()).device)
         with torch.no_grad():
             error = self.to_data(self.to_normalised(x)) - x
@@ -131,7 +156,7 @@ class LatentPrior(Prior):
     def check(self, images: Tensor | None = None, **condition: Tensor) -> object:
         """Examine the network on the latents of known images: see `invguide.priors.NetworkPrior.check`."""
         if images is None:
-            images = known_images(self.image_shape, min_size=SMALLEST_IMAGE)
+            images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
         x = images.to(next(self.autoencoder.parameters()).device)
         with torch.no_grad():
             latents = self.prior.to_data(self.to_normalised(x))

@@ -17,10 +17,11 @@ from invguide.priors.adm_checkpoints import is_adm, load_adm
 from invguide.priors.checkpoint_file import load_strictly, metadata, read_weights, versions
 from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
 from invguide.priors.diffusers_folder import download, load_diffusers
+from invguide.priors.diffusers_folder import weight_files as diffusers_files
 from invguide.priors.diffusers_models import as_network
 from invguide.priors.edm2_checkpoints import PICKLED, is_edm2, load_edm2, load_edm2_pickle
 from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
-from invguide.priors.embedded import EMBEDDED, load_embedded
+from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
 from invguide.priors.network import from_network
 from invguide.priors.nvidia_pickle import read_nvidia_pickle
 
@@ -65,7 +66,7 @@ def load(
             "first argument"
         )
     name = str(where)
-    if name not in EMBEDDED and (Path(name).is_file() or name.endswith(SUFFIXES)):
+    if _is_file(name):
         return _from_file(Path(name), entry, settings)
     if entry is not None:
         raise InputError(
@@ -77,6 +78,19 @@ def load(
         return load_diffusers(folder, **settings)
     _check_settings(settings)
     return load_embedded(name)
+
+
+def _is_file(name: str) -> bool:
+    return name not in EMBEDDED and (Path(name).is_file() or name.endswith(SUFFIXES))
+
+
+def weight_files(where: str) -> tuple[Path, ...]:
+    """Return the files of weights of what `load` takes as text: an embedded prior, a file, a folder, a hub id."""
+    if Path(where).is_dir() and where not in EMBEDDED:
+        return diffusers_files(Path(where))
+    if _is_file(where) or not HUB_ID.fullmatch(where):
+        return (weights_path(where),)
+    return diffusers_files(download(where))
 
 
 def _from_module(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -183,6 +184,7 @@ class NetworkPrior(Prior):
         if isinstance(net, nn.Module):
             net.requires_grad_(False)
         self.net = net
+        self._conditions = _conditions(net)
         self.predicts, self.schedule = predicts, schedule
         self.shape, self.scale, self.shift = shape, scale, shift
         self.multiple, self.time_scale, self.reverse_time = multiple, time_scale, reverse_time
@@ -324,6 +326,7 @@ class NetworkPrior(Prior):
         if padded.ndim == 4:
             padded = padded.contiguous(memory_format=self._layout)
         net = self._compiled[0] if self._compiled else self.net
+        self._check_names(condition)
         half = PRECISIONS[self.precision]
         with torch.autocast(x.device.type, half, enabled=half is not None):
             output = net(padded, time, **condition)
@@ -340,10 +343,36 @@ class NetworkPrior(Prior):
         crop = (..., *(slice(size) for size in x.shape[2:]))
         return output[crop].to(x.dtype, memory_format=torch.contiguous_format)
 
+    def _check_names(self, condition: dict[str, Tensor]) -> None:
+        needed, known = self._conditions
+        if needed <= condition.keys() and (known is None or condition.keys() <= known):
+            return
+        takes = "any" if known is None else ", ".join(sorted(known)) or "none"
+        also = f", of which it needs {', '.join(sorted(needed))}" if needed else ""
+        raise InputError(
+            f"this prior is given {', '.join(condition) or 'no conditions'}; of conditions, its network "
+            f"{type(self.net).__name__} takes {takes}{also}: pass condition={{name: one row per measurement}}"
+        )
+
     def _pad(self, x: Tensor) -> Tensor:
         """Extend image axes of free size at their ends to a multiple of `multiple`."""
         pairs = zip(x.shape[2:], self.shape[1:], strict=True)
         return extend(x, [fixed or round_up(got, self.multiple) for got, fixed in pairs])
+
+
+def _conditions(net: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
+    """Names that net(x, time, ...) needs, and all that it knows: None for whatever is passed."""
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except ValueError:  # of compiled code
+        return set(), None
+    parameters = list(signature.parameters.values())[2:]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
+    return (
+        {p.name for p in named if p.default is p.empty},
+        None if free else {p.name for p in named},
+    )
 
 
 def from_network(

@@ -74,6 +74,10 @@ class WrappedPrior(Prior):
     def normalised_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.prior.normalised_shape(shape)
 
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        return (self.prior.sample_shape[0], *self.shape[1:])
+
     def _check(self, x: Tensor) -> None:
         if x.ndim != 1 + len(self.shape) or self.shape[0] not in (None, x.shape[1]):
             wanted = ", ".join("any" if n is None else str(n) for n in self.shape)

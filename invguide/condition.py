@@ -1,0 +1,55 @@
+"""Conditions of a prior as text tells them: a whole number, such as a class, or a file of one array."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide.errors import InputError, ShapeError
+
+NUMBER = re.compile(r"-?\d+")
+
+
+def condition_files(told: Mapping[str, str]) -> dict[str, Path]:
+    """Return the files among the values."""
+    return {name: Path(text) for name, text in told.items() if not NUMBER.fullmatch(text)}
+
+
+def read_conditions(told: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return one row of each condition, (1, ...).
+
+    Args:
+        told: By name, a whole number, or the path of a .npy file.
+
+    Raises:
+        InputError: A value is neither, or the file cannot be read.
+        ShapeError: An array has not one row.
+    """
+    files = condition_files(told)
+    numbers = {name: torch.tensor([int(v)]) for name, v in told.items() if name not in files}
+    return numbers | {name: _read(name, path) for name, path in files.items()}
+
+
+def _read(name: str, path: Path) -> Tensor:
+    if path.suffix != ".npy":
+        raise InputError(
+            f"the condition {name} is {str(path)!r}; expected a whole number, such as a class, or a .npy file"
+        )
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"the condition {path} cannot be read: {error}") from error
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"the condition {path} holds {array.dtype}; expected numbers")
+    if array.ndim == 0 or len(array) != 1:
+        raise ShapeError(
+            f"the condition {path} has the shape {array.shape}; expected one row, (1, ...): array[None] adds the axis"
+        )
+    return torch.from_numpy(array)
