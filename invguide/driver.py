@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import platform
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +17,7 @@ from torch import Tensor
 from invguide.checkpoint import load_checkpoint, save_checkpoint
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
-from invguide.prior import Prior
+from invguide.identity import run_identity, versions
 from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
@@ -121,7 +116,7 @@ def run(
     problem = problem.to(devices[0], dtype)
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
     path = None if checkpoint is None else Path(checkpoint)
-    identity = _identity(solver, problem, num_samples, seed, dtype)
+    identity = run_identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
     if path is not None:
         for operator in problem.operators():
@@ -510,73 +505,6 @@ class _Loop:
             y,
             log_weights=p.log_weights,
         )
-
-
-@functools.cache
-def versions() -> Mapping[str, str]:
-    """Of Python and the packages that matter; looking them up takes as long as a call of a small network."""
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for name in ("invguide", "torch", "deepinv", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """Short hash of dtypes, shapes and values; of a strided part of the values where a tensor is large."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-        flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-        stride = max(1, flat.numel() // 65536)
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        values = flat[::stride].cpu()
-        values = (
-            values.float() if values.is_floating_point() and values.element_size() < 4 else values
-        )
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def describe_prior(prior: Prior) -> str:
-    """Return the kind, a fingerprint of the weights, the precision and the settings of a prior: all that decides D."""
-    weights = fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
-    return f"{type(prior).__name__} {weights} {prior.precision} {prior.extra_repr()}".strip()
-
-
-def _identity(
-    solver: Solver[Any], problem: Problem, num_samples: int, seed: int, dtype: torch.dtype
-) -> dict[str, str]:
-    """What must agree for a checkpoint to be resumed."""
-    identity = {
-        "solver": json.dumps(solver.settings, sort_keys=True, default=str),
-        "num_samples": str(num_samples),
-        "seed": str(seed),
-        "shape": str(tuple(problem.shape)),
-        "dtype": str(dtype),
-        "prior": describe_prior(problem.prior),
-    }
-    if problem.condition:
-        identity["condition"] = fingerprint(
-            *(problem.condition[k] for k in sorted(problem.condition))
-        )
-    likelihood = problem.likelihood
-    if likelihood is not None:
-        buffers = [t for _, t in sorted(likelihood.operator.state_dict().items())]
-        described = " ".join(repr(likelihood.operator).split())  # its numbers; tensors follow
-        identity["operator"] = f"{described} {fingerprint(*buffers)}"
-        sigma = getattr(likelihood.noise, "sigma_y", None)
-        identity["noise"] = type(likelihood.noise).__name__ + (
-            f" {fingerprint(sigma)}" if sigma is not None else ""
-        )
-        identity["y"] = fingerprint(likelihood.y)
-    if problem.reward is not None:
-        identity["reward"] = re.sub(r" at 0x[0-9a-f]+", "", repr(problem.reward))
-    return identity
 
 
 def _restore(path: Path, identity: dict[str, str], solver: Solver[Any]) -> _Progress:

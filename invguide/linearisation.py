@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from invguide.noise import LogDensity
 from invguide.problem import Problem
 
 RIDGES = tuple(100.0**-i for i in range(8))  # relative to the largest singular value squared
@@ -107,8 +106,8 @@ class Linearisation(NamedTuple):
 
 def no_slopes(problem: Problem, like: Tensor) -> Slopes:
     """What is known of a problem's black box before any call, as many terms as `like` (J, *shape) has rows."""
-    m = round(problem.measurement_size) if _has_residuals(problem) else 0
-    m += not _has_residuals(problem) or problem.reward is not None
+    m = round(problem.measurement_size) if problem.has_residuals else 0
+    m += not problem.has_residuals or problem.reward is not None
     return Slopes(like.new_zeros(len(like), m), torch.zeros_like(like).flatten(1))
 
 
@@ -123,7 +122,7 @@ def linearise_target(
     here = _outputs(problem, points.reshape(shape))
     there = _outputs(problem, (points + shifts).reshape(shape))
     fit = linearise(points, shifts, here, there, known)
-    if not _has_residuals(problem) or problem.reward is not None:
+    if not problem.has_residuals or problem.reward is not None:
         seen = torch.cat([here[:, -1], there[:, -1]])
         seen = seen[seen.isfinite()]
         if len(seen) > 1:
@@ -131,14 +130,9 @@ def linearise_target(
     return fit, here.isnan().any(1)
 
 
-def _has_residuals(problem: Problem) -> bool:
-    likelihood = problem.likelihood
-    return likelihood is not None and not isinstance(likelihood.noise, LogDensity)
-
-
 def _outputs(problem: Problem, x0: Tensor) -> Tensor:
     """Whitened residuals, and last what is to be increased, (J, m); NaN where a call failed or was impossible."""
-    if not _has_residuals(problem):
+    if not problem.has_residuals:
         rows = problem.evaluate(x0)[0][:, None]
     else:
         rows = problem.whitened(x0)

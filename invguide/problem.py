@@ -13,7 +13,7 @@ from torch import Tensor
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
-from invguide.noise import Gaussian
+from invguide.noise import Gaussian, LogDensity
 from invguide.prior import Prior
 from invguide.proximal import proximal
 from invguide.reward import Reward, terms
@@ -238,6 +238,11 @@ class Problem:
                 f"{who} is defined for Gaussian noise with one sigma_y per measurement only, in pixels, not latents"
             )
         return self.sigma_y
+
+    @property
+    def has_residuals(self) -> bool:
+        """Whether `whitened` has an answer: there is a measurement, and its noise law tells a standard deviation."""
+        return self.likelihood is not None and not isinstance(self.likelihood.noise, LogDensity)
 
     @property
     def measurement_size(self) -> float:

@@ -27,6 +27,7 @@ class Requires:
         reward: A kind of reward that has to be among the terms of the target.
         gradient: Differentiates the operator or reward.
         linear: Needs a linear operator.
+        residuals: Counts residuals in standard deviations of the noise, which a log density of one's own does not tell.
         prior_vjp: Differentiates the prior (memory of one network graph).
         ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
             `ensemble_size`, and its rows all belong to one measurement.
@@ -36,6 +37,7 @@ class Requires:
     reward: type[Reward] | None = None
     gradient: bool = True
     linear: bool = False
+    residuals: bool = False
     prior_vjp: bool = False
     ensemble: bool = False
 
@@ -127,6 +129,8 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
         )
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
+    if requires.residuals and problem.likelihood is not None and not problem.has_residuals:
+        missing.append("needs the standard deviation of the noise, and a log density tells none")
     return missing
 
 

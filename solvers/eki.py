@@ -55,7 +55,9 @@ class EKI(Solver[EKIState]):
         "normalized" collapses onto a fit of y.
     """
 
-    requires: ClassVar[Requires] = Requires(target="likelihood", gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(
+        target="likelihood", gradient=False, residuals=True, ensemble=True
+    )
 
     num_steps: int = 20
     ensemble_size: int = 128

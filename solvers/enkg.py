@@ -75,7 +75,9 @@ class EnKG(Solver[EnKGState]):
         onto a fit of y: its spread means nothing.
     """
 
-    requires: ClassVar[Requires] = Requires(target="likelihood", gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(
+        target="likelihood", gradient=False, residuals=True, ensemble=True
+    )
 
     num_steps: int = 50
     ensemble_size: int = 128

@@ -173,6 +173,31 @@ def test_resume_under_other_settings_is_refused(
         driver.run(solver, problem, count, seed=seed, progress=False, checkpoint=path)
 
 
+class Scorer(torch.nn.Module):
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.weight * x.square().sum(1)
+
+
+def test_resume_with_another_network_in_the_reward_is_refused(tmp_path: Path) -> None:
+    """Rewards print their networks by class alone; the weights are told apart too."""
+    prior, path = toy().prior, tmp_path / "run.pt"
+
+    def guide(weight: float) -> ig.Result:
+        reward = 0.5 * ig.as_reward(Scorer(weight))
+        return ig.guide(
+            prior, reward, solver=DPS(num_steps=6), seed=0, progress=False, checkpoint=path
+        )
+
+    first = guide(1.0)
+    assert torch.equal(guide(1.0).samples, first.samples)
+    with pytest.raises(CheckpointError, match=r"belongs to another run .*reward:"):
+        guide(1.5)
+
+
 def test_truncated_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     driver.run(DPS(num_steps=6), toy(), progress=False, checkpoint=path)

@@ -13,16 +13,18 @@ from torch import Tensor
 import invguide as ig
 from invguide import driver
 from invguide.api import choose_solver
-from invguide.errors import DivergenceError, InputError
+from invguide.errors import CompatibilityError, DivergenceError, InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.noise import LogDensity
 from invguide.operators import Identity, Inpainting
 from invguide.prior import Prior
+from invguide.priors import Gaussian
 from invguide.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solver import Requires, Solver
+from invguide.solvers import EKI, EnKG
 
 
 class CrowdState(NamedTuple):
@@ -236,6 +238,27 @@ def test_whitened_residuals_give_the_likelihood() -> None:
     assert torch.allclose(r, torch.full((2, 6), -0.5), atol=1e-5)
     with pytest.raises(InputError, match="LogDensity tells no standard deviation"):
         Likelihood(Identity(), x, LogDensity(lambda p, y: -(p - y).abs().sum(1))).whitened(x)
+
+
+@pytest.mark.parametrize("solver", [EKI(), EnKG()], ids=lambda s: type(s).__name__)
+def test_a_log_density_is_refused_before_the_first_call(solver: Solver) -> None:
+    calls: list[int] = []
+
+    class Simulator(Operator):
+        differentiable = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return x
+
+    law = LogDensity(lambda p, y: -(p - y).abs().sum(1))
+    prior = Gaussian(torch.zeros(4), torch.eye(4))
+    problem = Problem(prior, Likelihood(Simulator(), torch.zeros(1, 4), law))
+    with pytest.raises(CompatibilityError, match=r"deviation of the noise.*EnsembleTwisted"):
+        driver.run(solver, problem, progress=False)
+    assert not calls
+    chosen = choose_solver(problem, 3)  # more measurements than members
+    assert not chosen.requires.residuals
 
 
 # ---- how an ensemble ends

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import invguide as ig
 from invguide.bench.memory import peak_memory
-from invguide.driver import describe_prior
 from invguide.errors import InputError, ShapeError
+from invguide.identity import describe_prior
 from invguide.operators import GaussianBlur
 from invguide.prior import Prior, per_sample
 from invguide.priors import Gaussian, Padded, Tiled, from_network

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide.driver import fingerprint
 from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator
+from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
 from invguide.metrics import calibration, psnr, ssim
 from invguide.operators import GaussianBlur, Inpainting, SuperResolution

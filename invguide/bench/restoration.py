@@ -17,6 +17,7 @@ from invguide.api import choose_solver, load_prior, make_solver
 from invguide.bench.protocol import TASKS, Cells, Protocol, average, check_tasks
 from invguide.bench.tv import restore_tv
 from invguide.errors import InputError
+from invguide.identity import describe_prior
 from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.progress import progress_bar
@@ -194,7 +195,7 @@ def run_solver(
         "method": solver.settings,
         "code": _code(solver),
         "samples": samples,
-        "prior": driver.describe_prior(prior),
+        "prior": describe_prior(prior),
     }
     cells = Cells(folder, f"{name} {task}", {**identity, **protocol.identity(task)})
     figures = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from invguide.driver import fingerprint
+from invguide.identity import fingerprint
 
 
 def describe(reward: Any) -> str:
