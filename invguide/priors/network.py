@@ -238,6 +238,9 @@ class NetworkPrior(Prior):
             keep_all(self.net)
             if low:
                 recompute(self.net, blocks)
+            for part in self.net.modules():
+                if isinstance(part, NetworkPrior):  # whose own calls would go back to single precision
+                    part.precision = dtype
         self.precision = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         if isinstance(self.net, nn.Module):
