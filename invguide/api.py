@@ -101,12 +101,8 @@ def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[An
     few = num_samples is not None and num_samples < SMALLEST_ENSEMBLE
     for name in AUTO_REWARD if problem.likelihood is None else AUTO:
         solver = make_solver(name)
-        if few and solver.requires.ensemble:
+        if (few and solver.requires.ensemble) or _too_few(solver, problem, num_samples):
             continue
-        if name == "EnsembleTwisted" and _measured(problem) > (
-            num_samples or solver.ensemble_size  # pyright: ignore[reportAttributeAccessIssue]
-        ):
-            continue  # it weighs its members: with more measurements than members, few would be left
         if not missing_abilities(solver.requires, problem):
             return solver
     raise CompatibilityError(
@@ -115,10 +111,11 @@ def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[An
     )
 
 
-def _measured(problem: Problem) -> int:
-    """How many numbers one measurement has."""
-    assert problem.likelihood is not None
-    return problem.likelihood.y[0].numel()
+def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:
+    """Whether a method that weighs its members has fewer of them than one measurement has numbers."""
+    if not solver.requires.weighs or problem.likelihood is None:
+        return False
+    return problem.likelihood.y[0].numel() > (num_samples or solver.settings["ensemble_size"])
 
 
 def _solver_for(

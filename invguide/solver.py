@@ -31,6 +31,8 @@ class Requires:
         prior_vjp: Differentiates the prior (memory of one network graph).
         ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
             `ensemble_size`, and its rows all belong to one measurement.
+        weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
+            to none of them would be left. "auto" looks at this.
     """
 
     target: str = "likelihood"
@@ -40,6 +42,7 @@ class Requires:
     residuals: bool = False
     prior_vjp: bool = False
     ensemble: bool = False
+    weighs: bool = False
 
 
 @dataclass(frozen=True)

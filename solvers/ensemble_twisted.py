@@ -71,7 +71,7 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
     """
 
     requires: ClassVar[Requires] = Requires(
-        target="either", gradient=False, prior_vjp=True, ensemble=True
+        target="either", gradient=False, prior_vjp=True, ensemble=True, weighs=True
     )
 
     num_steps: int = 100

@@ -69,7 +69,9 @@ class FeynmanKac(Solver[FeynmanKacState]):
         end does not show that; runs of several seeds do.
     """
 
-    requires: ClassVar[Requires] = Requires(target="either", gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(
+        target="either", gradient=False, ensemble=True, weighs=True
+    )
 
     num_steps: int = 100
     ensemble_size: int = 256

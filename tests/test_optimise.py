@@ -131,7 +131,7 @@ def test_blocks_are_found_and_computed_again(style: str) -> None:
 
 
 def test_memory_is_less_than_half() -> None:
-    """Of a network of many blocks, as the issue asks for large U-Nets: at most 45 %."""
+    """Of a network of many blocks, such as large U-Nets: at most 45 %."""
 
     def peak(prior: Prior) -> int:
         return peak_memory(lambda: vjp(prior, torch.zeros(1, 3, 64, 64)), torch.device("cpu"))
