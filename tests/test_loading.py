@@ -18,14 +18,10 @@ from typer.testing import CliRunner
 import invguide as ig
 from invguide.cli import app
 from invguide.errors import CheckpointError, InputError
-from invguide.operators import Inpainting
 from invguide.priors import loading
-from invguide.priors.adm import ADM, Architecture
 from invguide.priors.adm_checkpoints import PRESETS
 from invguide.priors.catalogue import PUBLIC, RECOGNISED
 from invguide.priors.loading import load, weight_files
-from invguide.rng import Noise
-from invguide.solvers import DPS
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 
@@ -243,46 +239,6 @@ def test_paths_of_weights(tmp_path: Path):
     assert found[""] == (tmp_path / "unet" / "diffusion_pytorch_model.bin",)
     with pytest.raises(InputError, match=r"unknown prior 'w\.ckpt'"):
         weight_files("w.ckpt")
-
-
-# ---- DPS in the coordinates of the family
-
-
-def test_dps_equals_dps_of_the_paper_by_hand(tmp_path: Path):
-    """Algorithm 1 of Chung et al. on x_t = sqrt(abar) x0 + sqrt(1 - abar) n, over 10 of the 1000 steps of DDPM."""
-    architecture = Architecture(3, 6, 32, (32, 64), (False, True), 1)
-    net = randomised(ADM(architecture, num_heads=2, qkv_order="new"))
-    net.requires_grad_(False)
-    torch.save(net.state_dict(), tmp_path / "w.pt")
-    prior = load(tmp_path / "w.pt", num_heads=2, qkv_order="new", shape=(3, 8, 8))
-    mask = (torch.rand(1, 8, 8) < 0.5).float()
-    y = mask * torch.rand(1, 3, 8, 8)
-    steps, zeta = [300, 270, 240, 210, 180, 150, 100, 50, 20, 5], 0.2
-    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[steps]
-
-    noise = Noise(0, ((0, 0),), (3, 8, 8))
-    x_t, x0 = math.sqrt(1 - bar[0]) * noise("init"), torch.zeros(())
-    for k, step in enumerate(steps):
-        x_t = x_t.detach().requires_grad_()
-        eps = net(x_t, torch.tensor([float(step)]))[:, :3]
-        x0 = (x_t - math.sqrt(1 - bar[k]) * eps) / math.sqrt(bar[k])
-        residual = (mask * (2 * y - 1 - x0)).norm()  # pixels in [-1, 1], as in the released code
-        (slope,) = torch.autograd.grad(residual, x_t)
-        before = bar[k + 1] if k + 1 < len(steps) else 1.0
-        beta = 1 - bar[k] / before
-        mean = math.sqrt(before) * beta / (1 - bar[k]) * x0
-        mean = mean + math.sqrt(bar[k] / before) * (1 - before) / (1 - bar[k]) * x_t
-        spread = math.sqrt((1 - before) / (1 - bar[k]) * beta)
-        x_t = mean + spread * noise.at(k)() - zeta * slope
-
-    x0 = x0.detach()
-    levels = (*np.sqrt(1 / bar - 1).tolist(), 0.0)
-    solver = DPS(num_steps=10, guidance_scale=zeta, weight="official", schedule=levels)
-    result = ig.solve(y, Inpainting(mask=mask), prior, sigma_y=0.3, solver=solver, seed=0)
-    assert float((prior.to_normalised(result.samples[0]) - x0).abs().max()) < 1e-4
-    other = load(tmp_path / "w.pt", num_heads=2, qkv_order="legacy", shape=(3, 8, 8))
-    wrong = ig.solve(y, Inpainting(mask=mask), other, sigma_y=0.3, solver=solver, seed=0)
-    assert float((prior.to_normalised(wrong.samples[0]) - x0).abs().max()) > 1e-2
 
 
 def test_a_denoiser_without_weights_was_not_trained_and_is_not_doubted(
