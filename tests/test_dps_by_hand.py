@@ -137,7 +137,7 @@ CONTINUOUS = np.exp(-(0.1 * TIME + 0.5 * 19.9 * TIME**2))  # score_sde: beta is 
 
 def adm(folder: Path, classes: int | None = None) -> Case:
     """The paper's own: eps in half of the channels, at linear betas."""
-    architecture = ArchitectureOfADM(3, 6, 32, (32, 32), (False, True), 1, classes)
+    architecture = ArchitectureOfADM(3, 6, 32, (32, 64), (False, True), 1, classes)
     net = randomised(ADM(architecture, num_heads=2, qkv_order="new"))
     torch.save(net.state_dict(), folder / "w.pt")
     legacy = ADM(architecture, num_heads=2, qkv_order="legacy")
