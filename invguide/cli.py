@@ -123,6 +123,14 @@ Condition = Annotated[
     ),
 ]
 
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What a text-conditional prior is told, in words; its text encoders embed it.",
+    ),
+]
+
 
 def _options(
     mask: Path | None,
@@ -211,6 +219,7 @@ def restore(
     prior: PriorName = "natural",
     prior_set: PriorSet = None,
     condition: Condition = None,
+    prompt: Prompt = None,
     samples: Annotated[
         int, typer.Option(help="Restorations to draw; two or more give mean and uncertainty.")
     ] = 1,
@@ -286,6 +295,7 @@ def restore(
         prior=prior,
         prior_settings=_prior_settings(prior_set),
         condition=_pairs(condition, "--condition", "label=207"),
+        prompt=prompt,
         samples=samples,
         seed=seed,
         device=device,
@@ -348,6 +358,7 @@ def plan(
     prior: PriorName = "natural",
     prior_set: PriorSet = None,
     condition: Condition = None,
+    prompt: Prompt = None,
     samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
     tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
@@ -374,6 +385,7 @@ def plan(
         prior=prior,
         prior_settings=_prior_settings(prior_set),
         condition=_pairs(condition, "--condition", "label=207"),
+        prompt=prompt,
         samples=samples,
         device=device,
         tile=tile,
@@ -461,6 +473,7 @@ def doctor(
         typer.Option("--set", metavar="NAME=VALUE", help="Any argument of load_prior."),
     ] = None,
     condition: Condition = None,
+    prompt: Prompt = None,
     device: Device = "auto",
 ) -> None:
     """Examine a checkpoint: does it denoise known pictures, and is it read as it was trained?
@@ -471,13 +484,13 @@ def doctor(
     import torch
 
     from invguide.api import load_prior
-    from invguide.condition import read_conditions
+    from invguide.condition import all_conditions
     from invguide.devices import resolve_device
     from invguide.images import read_picture
     from invguide.priors.known_images import known_images
     from invguide.priors.latent import LatentPrior
 
-    told = read_conditions(_pairs(condition, "--condition", "label=207"))
+    told = all_conditions(_pairs(condition, "--condition", "label=207"), prompt, checkpoint)
     settings = _prior_settings(set_, "--set")
     where = resolve_device(device)
     prior = load_prior(checkpoint, check=False, **settings).to(where)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
+from invguide.priors.text import NAMES, embed_text
 
 NUMBER = re.compile(r"-?\d+")
 
@@ -33,6 +34,27 @@ def read_conditions(told: Mapping[str, str]) -> dict[str, Tensor]:
     files = condition_files(told)
     numbers = {name: torch.tensor([int(v)]) for name, v in told.items() if name not in files}
     return numbers | {name: _read(name, path) for name, path in files.items()}
+
+
+def all_conditions(told: Mapping[str, str], prompt: str | None, prior: str) -> dict[str, Tensor]:
+    """Return one row of each condition, those of a prompt among them.
+
+    Args:
+        told: As for `read_conditions`.
+        prompt: For the text encoders of the prior.
+        prior: Its folder or hub id.
+
+    Raises:
+        InputError: As `read_conditions` and `embed_text` do; or the prompt and a condition tell the same.
+    """
+    rows = read_conditions(told)
+    if prompt is None:
+        return rows
+    if both := NAMES & told.keys():
+        raise InputError(
+            f"--prompt embeds the text, and --condition {min(both)}={told[min(both)]} tells it too; give one"
+        )
+    return rows | embed_text(prior, prompt)
 
 
 def _read(name: str, path: Path) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from invguide import api
-from invguide.condition import condition_files, read_conditions
+from invguide.condition import all_conditions, condition_files
 from invguide.devices import out_of_memory, resolve_devices
 from invguide.errors import (
     CheckpointError,
@@ -63,6 +63,7 @@ class Settings:
         prior: Name of an embedded prior, or whatever else of text `load_prior` takes: a file, a folder, a hub id.
         prior_settings: Arguments of `load_prior`, for what a file does not tell.
         condition: What a conditional prior is told, as text: a number, or a file of one array.
+        prompt: What a text-conditional prior is told, in words.
         samples: Per picture.
         seed: Of the samples.
         tile: Height and width of the tiles that the prior sees; 0: the whole picture; None: tiles where the picture
@@ -78,6 +79,7 @@ class Settings:
     prior: str = "natural"
     prior_settings: dict[str, Any] = field(default_factory=dict)
     condition: dict[str, str] = field(default_factory=dict)
+    prompt: str | None = None
     samples: int = 1
     seed: int = 0
     device: str = "auto"
@@ -111,6 +113,7 @@ class Job:
             InputError: Unknown task, solver, prior, setting; a device that is not there; numbers out of range.
         """
         from invguide.priors.loading import weight_files
+        from invguide.priors.text import text_files
 
         task = find_task(settings.task, settings.options)
         sigma = settings.sigma_y
@@ -123,11 +126,13 @@ class Job:
         resolve_devices(settings.device)
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
-        condition = read_conditions(settings.condition)
+        # Before the prior is loaded: the text encoders of some take more memory than their network.
+        condition = all_conditions(settings.condition, settings.prompt, settings.prior)
         prior = api.load_prior(settings.prior, **settings.prior_settings)
         if settings.tile:
             in_tiles(prior, settings.tile)
-        weights = sha256(*weight_files(settings.prior))
+        encoders = () if settings.prompt is None else text_files(settings.prior)
+        weights = sha256(*weight_files(settings.prior), *encoders)
         return cls(settings, task, prior, condition, weights, say, progress, arrays)
 
     def identity(self, path: Path) -> dict[str, Any]:
@@ -145,6 +150,7 @@ class Job:
             "prior": settings.prior,
             "prior_settings": {k: _plain(v) for k, v in settings.prior_settings.items()},
             "condition": settings.condition,
+            "prompt": settings.prompt,
             "samples": settings.samples,
             "seed": settings.seed,
             "tile": "auto" if settings.tile is None else settings.tile,

@@ -7,6 +7,7 @@ from invguide.priors.latent import LatentPrior
 from invguide.priors.mixture import GaussianMixture
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.padding import Padded
+from invguide.priors.text import embed_text
 from invguide.priors.tiled import Tiled
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NetworkPrior",
     "Padded",
     "Tiled",
+    "embed_text",
     "from_network",
     "read_weights",
 ]

@@ -48,8 +48,8 @@ RECOGNISED = (
         "ig.load_prior('folder/')",
         "A folder or hub id with a UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel, "
         "FluxTransformer2DModel or PixArtTransformer2DModel and its vae/ or vqvae/: operators and results are images. "
-        "Text is told by condition={'text': embeddings}; an error lists what else a network needs. Any other "
-        "autoencoder: "
+        "Text is told by condition=ig.priors.embed_text('folder/', 'a cat'), or --prompt 'a cat', where text encoders "
+        "lie beside it; an error lists what else a network needs. Any other autoencoder: "
         "ig.priors.LatentPrior(prior, autoencoder, scaling_factor=..., factor=8).",
     ),
     Entry(

@@ -45,10 +45,15 @@ class Conditional(nn.Module, ABC):
         optional = f", and may be told {_listed(self.takes)}" if self.takes else ""
         got = _listed({name: tuple(value.shape) for name, value in condition.items()})
         first = next(iter(self.needs))
+        words = (
+            "; invguide.priors.embed_text or --prompt makes them of words"
+            if first == "text"
+            else ""
+        )
         raise InputError(
             f"{type(self.net).__name__} is conditional on {_listed(self.needs)}{optional}, with one row for each of "
             f"the B = {batch} samples; got {got or 'nothing'}: pass condition={{{first!r}: ...}} to solve, "
-            f"{first}=... to denoise, or --condition {first}=... to a command"
+            f"{first}=... to denoise, or --condition {first}=... to a command{words}"
         )
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invguide.errors import CheckpointError, InputError, MissingPackageError, require
+from invguide.errors import CheckpointError, InputError, require
 from invguide.prior import Prior
 from invguide.priors.checkpoint_file import load_strictly
 from invguide.priors.diffusers_models import KINDS, Kind
-from invguide.priors.diffusers_weights import STEM, files_of, read_all, read_json, weights_in
+from invguide.priors.diffusers_weights import files_of, read_all, read_json, weights_in
+from invguide.priors.hub import fetch_weights, fetching
 from invguide.priors.latent import LatentPrior
 from invguide.priors.network import (
     cosine_betas,
@@ -43,30 +44,13 @@ def download(repository: str) -> Path:
     Raises:
         InputError: There is no such model, or none of a kind that can be loaded.
     """
-    hub = require(
-        "huggingface_hub", f"downloading {repository!r}", install="'invguide[diffusers]'"
-    )
-    try:
-        folder = Path(hub.snapshot_download(repository, allow_patterns=["*.json"]))
+    with fetching(repository) as fetch:
+        folder = fetch("*.json")
         place = network_folder(folder)
         _kind(place)  # a refusal comes before gigabytes
         for part in _parts(place):
-            for suffix in ("safetensors", "bin"):
-                index, whole = part / f"{STEM}.{suffix}.index.json", part / f"{STEM}.{suffix}"
-                files = files_of(index if index.is_file() else whole)
-                names = [file.relative_to(folder).as_posix() for file in files]
-                hub.snapshot_download(repository, allow_patterns=["*.json", *names])
-                if files[0].is_file():
-                    break
+            fetch_weights(fetch, folder, part)
         return folder
-    except (InputError, MissingPackageError):
-        raise
-    except Exception as error:  # of the client and of the network, of many kinds
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise InputError(
-            f"{repository!r} is no embedded prior, no file or folder here, and cannot be had from the Hugging "
-            f"Face hub ({type(error).__name__}: {reason})"
-        ) from error
 
 
 def load_diffusers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,20 @@ from torch import Tensor
 from invguide.errors import CheckpointError
 from invguide.priors.checkpoint_file import read_weights
 
-STEM = "diffusion_pytorch_model"
-# In the order in which they are looked for: whole before half precision, tensors before pickles.
-KINDS_OF_FILES = tuple(
-    name
-    for suffix in ("safetensors", "bin")
-    for name in (
-        f"{STEM}.{suffix}.index.json",
-        f"{STEM}.{suffix}",
-        f"{STEM}.{suffix}.index.fp16.json",
-        f"{STEM}.fp16.{suffix}",
-    )
-)
+# Names of files of weights by their suffix, in the order in which they are looked for: tensors before pickles.
+STEMS = {"safetensors": "diffusion_pytorch_model", "bin": "diffusion_pytorch_model"}
+TEXT_STEMS = {"safetensors": "model", "bin": "pytorch_model"}  # of transformers
 
 
-def weights_in(place: Path) -> Path:
-    """Return the file of weights that lies beside config.json, or the index of several."""
-    for name in KINDS_OF_FILES:
-        if (place / name).is_file():
-            return place / name
+def weights_in(place: Path, stems: Mapping[str, str] = STEMS) -> Path:
+    """Return the file of weights that lies beside config.json, or the index of several; whole before half precision."""
+    for suffix, stem in stems.items():
+        whole, half = f"{stem}.{suffix}", f"{stem}.fp16.{suffix}"
+        for name in (f"{whole}.index.json", whole, f"{whole}.index.fp16.json", half):
+            if (place / name).is_file():
+                return place / name
     raise CheckpointError(
-        f"{place} has no weights; expected {STEM}.safetensors beside config.json"
+        f"{place} has no weights; expected {stems['safetensors']}.safetensors beside config.json"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from invguide.priors.diffusers_models import as_network
 from invguide.priors.edm2_checkpoints import PICKLED, is_edm2, load_edm2, load_edm2_pickle
 from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
 from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
+from invguide.priors.hub import HUB_ID
 from invguide.priors.network import from_network
 from invguide.priors.nvidia_pickle import read_nvidia_pickle
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_SETTINGS = ("net", "weights", "source", "folder")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
