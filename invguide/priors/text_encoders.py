@@ -15,6 +15,9 @@ from invguide.priors.diffusers_weights import TEXT_STEMS, read_all, weights_in
 
 ENCODER = re.compile("CLIPTextModel(WithProjection)?|T5EncoderModel")
 TOKENIZER = re.compile("(CLIP|T5)Tokenizer(Fast)?")
+SENTENCES = (
+    "spiece.model"  # the table of T5 in PixArt's folders; newer ones have it as tokenizer.json too
+)
 
 
 def is_text_part(name: str) -> bool:
@@ -70,9 +73,12 @@ def load_parts(folder: Path, classes: Mapping[str, str]) -> dict[str, Any]:
 def _load(place: Path, name: str) -> Any:
     kind = getattr(require("transformers", "embedding a prompt"), name)
     try:
-        if TOKENIZER.fullmatch(name):
-            return kind.from_pretrained(place, local_files_only=True)
-        return _encoder(place, kind)
+        if ENCODER.fullmatch(name):
+            return _encoder(place, kind)
+        if (place / SENTENCES).is_file() and not (place / "tokenizer.json").is_file():
+            for package in ("sentencepiece", "google.protobuf"):
+                require(package, f"reading {place / SENTENCES}", install="sentencepiece protobuf")
+        return kind.from_pretrained(place, local_files_only=True)
     except InvguideError:
         raise
     except Exception as error:  # whatever transformers makes of wrong files, of many kinds
