@@ -130,7 +130,7 @@ class Job:
         condition = all_conditions(settings.condition, settings.prompt, settings.prior)
         prior = api.load_prior(settings.prior, **settings.prior_settings)
         if settings.tile:
-            in_tiles(prior, settings.tile)
+            in_tiles(prior, settings.tile, (settings.tile,) * 2)
         encoders = () if settings.prompt is None else text_files(settings.prior)
         weights = sha256(*weight_files(settings.prior), *encoders)
         return cls(settings, task, prior, condition, weights, say, progress, arrays)
@@ -281,25 +281,19 @@ def prior_for(job: Job, measured: Measured) -> Prior:
     """Return the job's prior, in tiles where these are asked for or the picture calls for them."""
     prior, tile = job.prior, job.settings.tile
     shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
-    if isinstance(prior, LatentPrior) and shape is not None:
-        prior = prior.for_size(*shape[1:])
-    if tile is None and shape is not None:
-        shape = prior.normalised_shape(tuple(shape))
+    assert shape is not None  # of every task
+    if tile is None and not isinstance(prior, LatentPrior):
         if any(own not in (None, size) for own, size in zip(prior.shape, shape, strict=True)):
             return Tiled(prior)
         tile = LARGE_TILE if math.prod(shape[1:]) > WHOLE else 0
-    return in_tiles(prior, tile) if tile else prior
+    return in_tiles(prior, tile, tuple(shape[1:]))
 
 
-def in_tiles(prior: Prior, tile: int) -> Tiled:
-    """Return the prior in tiles of so many pixels; of a latent prior, as many latents as show them."""
-    if not isinstance(prior, LatentPrior):
-        return Tiled(prior, tile)
-    if tile % prior.factor:
-        raise InputError(
-            f"tile is {tile}; expected a multiple of {prior.factor}, the pixels of one latent"
-        )
-    return Tiled(prior, tile // prior.factor)
+def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
+    """Return the prior in tiles of so many pixels, if any; a latent one for pictures of this size."""
+    if isinstance(prior, LatentPrior):
+        return prior.for_size(*size, tile=tile or None)
+    return Tiled(prior, tile) if tile else prior
 
 
 def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:

@@ -117,6 +117,11 @@ def test_text_latents_and_a_picture_of_any_size(photo: Path, tmp_path: Path, dif
     other = read_picture(tmp_path / "other" / "restored-1.png")
     assert not torch.equal(other.values, restored.values)
     assert "text (B, n, 16)" in run("restore", *arguments, "--out", out, code=2)
+    tiled = run("restore", *arguments, *text, "--tile", 24, "--out", tmp_path / "tiles")
+    assert "tiles     6 x 6" in tiled
+    assert "tile is 15; expected a multiple of 4" in run(
+        "restore", *arguments, *text, "--tile", 15, "--out", tmp_path / "tiles", code=2
+    )
     assert "2 of the network" in run("plan", photo, "--task", "denoise", *arguments[5:-2], *text)
 
 

@@ -108,12 +108,28 @@ class LatentPrior(Prior):
         z = getattr(output, "latents", output) if law is None else law.mode()
         return (z.to(x.dtype) - self.shift_factor) * self.scaling_factor
 
-    def for_size(self, *size: int) -> LatentPrior:
-        """Return this prior for images of one size, such as height and width; of latents of fixed size, in tiles."""
+    def for_size(self, *size: int, tile: int | None = None) -> LatentPrior:
+        """Return this prior for images of one size, such as height and width.
+
+        Args:
+            size: In pixels; where the network takes another one only, it sees tiles.
+            tile: Pixels along each side of overlapping tiles, for a network that takes any size. The autoencoder sees
+                whole images.
+
+        Raises:
+            InputError: tile is no multiple of factor, or not what the network takes.
+        """
+        if tile is not None and tile % self.factor:
+            raise InputError(
+                f"tile is {tile}; expected a multiple of {self.factor}, the pixels of one latent"
+            )
         latents = [round_up(n, self.factor) // self.factor for n in size]
         fits = all(own in (None, n) for own, n in zip(self.prior.shape[1:], latents, strict=True))
+        inside = self.prior
+        if tile is not None or not fits:
+            inside = Tiled(self.prior, None if tile is None else tile // self.factor)
         return LatentPrior(
-            self.prior if fits else Tiled(self.prior),
+            inside,
             self.autoencoder,
             scaling_factor=self.scaling_factor,
             shift_factor=self.shift_factor,

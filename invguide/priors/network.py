@@ -239,7 +239,7 @@ class NetworkPrior(Prior):
             if low:
                 recompute(self.net, blocks)
             for part in self.net.modules():
-                if isinstance(part, NetworkPrior):  # whose own calls would go back to single precision
+                if isinstance(part, NetworkPrior):  # its calls would go back to single precision
                     part.precision = dtype
         self.precision = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
