@@ -122,7 +122,6 @@ Condition = Annotated[
         help="What a conditional prior is told: label=207, or text=FILE.npy with one row.",
     ),
 ]
-
 Prompt = Annotated[
     str | None,
     typer.Option(
@@ -178,6 +177,21 @@ def _pairs(items: Iterable[str] | None, option: str, example: str) -> dict[str, 
 def _prior_settings(items: Iterable[str] | None, option: str = "--prior-set") -> dict[str, Any]:
     """Arguments of load_prior: numbers, tuples and booleans of Python, or else text."""
     return {n: _literal(v) for n, v in _pairs(items, option, "data_range=(0,1)").items()}
+
+
+def _prior(
+    name: str,
+    settings: Iterable[str] | None,
+    condition: Iterable[str] | None,
+    prompt: str | None,
+) -> dict[str, Any]:
+    """Fields of Settings that say which prior it is, and what it is told."""
+    return {
+        "prior": name,
+        "prior_settings": _prior_settings(settings),
+        "condition": _pairs(condition, "--condition", "label=207"),
+        "prompt": prompt,
+    }
 
 
 def _literal(text: str) -> Any:
@@ -292,10 +306,7 @@ def restore(
         sigma_y=_sigma(sigma_y),
         solver=solver,
         solver_settings=chosen,
-        prior=prior,
-        prior_settings=_prior_settings(prior_set),
-        condition=_pairs(condition, "--condition", "label=207"),
-        prompt=prompt,
+        **_prior(prior, prior_set, condition, prompt),
         samples=samples,
         seed=seed,
         device=device,
@@ -382,10 +393,7 @@ def plan(
         options,
         solver=solver,
         solver_settings=chosen,
-        prior=prior,
-        prior_settings=_prior_settings(prior_set),
-        condition=_pairs(condition, "--condition", "label=207"),
-        prompt=prompt,
+        **_prior(prior, prior_set, condition, prompt),
         samples=samples,
         device=device,
         tile=tile,
