@@ -57,3 +57,9 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
+    monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)

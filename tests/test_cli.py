@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from invguide import restoration
-from invguide.cli import app
 from invguide.demo import PHOTO
 from invguide.images import encode_png, read_picture
 from invguide.metrics import psnr
@@ -25,15 +23,9 @@ from invguide.operators import GaussianBlur, Grayscale, Identity
 from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
 from invguide.solver import Solver
 from invguide.tasks import TASKS, OfGrey, Options, find_task, through_grey
+from tiny import run
 
 QUICK = ("--prior", "natural-tiny", "--steps", "3", "--sigma-y", "0.05")
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    """Run a command in this process, and return what it printed, errors last."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result.stdout + result.stderr
 
 
 @pytest.fixture

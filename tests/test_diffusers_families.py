@@ -30,10 +30,7 @@ def diffusers() -> Any:
     return pytest.importorskip("diffusers")
 
 
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
-    monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def randomised(net: Any) -> Any:

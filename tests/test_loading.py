@@ -26,10 +26,7 @@ from invguide.priors.loading import load, weight_files
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 
 
-@pytest.fixture(autouse=True)
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
-    monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def randomised(net: Any) -> Any:

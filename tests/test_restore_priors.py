@@ -11,24 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli import app
 from invguide.demo import PHOTO
 from invguide.images import read_picture
 from invguide.priors import loading
 from invguide.priors.adm import ADM, Architecture
+from tiny import randomised, run, stable_diffusion
 
 SIZE = (38, 35)  # of the picture: no multiple of anything
 QUICK = ("--task", "denoise", "--sigma-y", "0.1", "--steps", "2")
 UNCHECKED = ("--prior-set", "check=False")  # random weights denoise nothing
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result.stdout + result.stderr
 
 
 @pytest.fixture
@@ -41,41 +34,6 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def diffusers() -> Any:
     return pytest.importorskip("diffusers")
-
-
-def randomised(net: Any) -> Any:
-    for p in net.parameters():
-        if not p.any():
-            nn.init.normal_(p, 0.0, 0.05)
-    return net.eval()
-
-
-def stable_diffusion(diffusers: Any, folder: Path) -> Path:
-    """A folder like those of Stable Diffusion, tiny: text of 5 tokens and 16 numbers, 4 pixels to a latent."""
-    randomised(
-        diffusers.UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=4,
-        )
-    ).save_pretrained(folder / "unet")
-    randomised(
-        diffusers.AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=4,
-        )
-    ).save_pretrained(folder / "vae")
-    scheduler = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
-    diffusers.DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
-    return folder
 
 
 def by_class(diffusers: Any, folder: Path) -> Path:

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli import app
+import tiny
 from invguide.demo import PHOTO
 from invguide.errors import CheckpointError, InputError, MissingPackageError
 from invguide.images import read_picture
 from invguide.priors import embed_text, text, text_encoders
+from tiny import run
 
 WORDS = ("a</w>", "ca", "cat</w>", "do", "dog</w>", "<|startoftext|>", "<|endoftext|>")
 LETTERS = "acdgot"
@@ -384,12 +384,6 @@ def test_models_without_text(transformers: Any, tmp_path: Path, monkeypatch: pyt
 # ---- the command line
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result.stdout + result.stderr
-
-
 def told(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())["restore"]
 
@@ -397,29 +391,7 @@ def told(folder: Path) -> dict:
 def test_a_prompt_on_the_command_line(transformers: Any, tmp_path: Path):
     diffusers: Any = pytest.importorskip("diffusers")
     folder, _ = stable_diffusion(transformers, tmp_path)
-    torch.manual_seed(0)
-    network = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        norm_num_groups=4,
-    )
-    autoencoder = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    network.save_pretrained(folder / "unet")
-    autoencoder.save_pretrained(folder / "vae")
-    scheduler = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
-    diffusers.DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
-
+    tiny.stable_diffusion(diffusers, folder)
     photo = tmp_path / "cat.png"
     Image.open(PHOTO).crop((40, 40, 160, 148)).resize((24, 16)).save(photo)
     common = (photo, "--task", "denoise", "--prior", folder, "--prior-set", "check=False")
