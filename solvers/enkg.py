@@ -185,7 +185,9 @@ class EnKG(Solver[EnKGState]):
 
     def _weighs(self, residuals: Tensor) -> bool:
         """Whether promises are kept: of more measurements than members, a linear map fits any values."""
-        return self.ess_threshold < 1 and not self.localised and residuals.shape[1] < len(residuals)
+        return (
+            self.ess_threshold < 1 and not self.localised and residuals.shape[1] < len(residuals)
+        )
 
     def guided(self, k: int) -> bool:
         """Whether step k is corrected; never the first one, as released."""
