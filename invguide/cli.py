@@ -492,7 +492,7 @@ def doctor(
     import torch
 
     from invguide.api import load_prior
-    from invguide.condition import all_conditions
+    from invguide.condition_options import all_conditions
     from invguide.devices import resolve_device
     from invguide.images import read_picture
     from invguide.priors.known_images import known_images

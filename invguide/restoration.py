@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from invguide import api
-from invguide.condition import all_conditions, condition_files
+from invguide.condition_options import all_conditions, condition_files
 from invguide.devices import out_of_memory, resolve_devices
 from invguide.errors import (
     CheckpointError,

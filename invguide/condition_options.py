@@ -1,4 +1,4 @@
-"""Conditions of a prior as text tells them: a whole number, such as a class, or a file of one array."""
+"""What --condition and --prompt tell a prior: a class, a file of one array, or words."""
 
 from __future__ import annotations
 
