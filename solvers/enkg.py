@@ -156,38 +156,36 @@ class EnKG(Solver[EnKGState]):
         """Return the members after one update, the residuals before it, and those that it promises, squared."""
         residuals = problem.whitened(roll_out(problem, x, a, self.rollout_steps(k)))
         survivors(residuals, x)  # too few are an error here, and not one of their weights
-        gain, strength, innovations = normalised_gain, self.strength(k), residuals
-        if self.correction == "kalman":
-            if self._weighs(residuals):
-                excess = 0.5 * (expected - residuals.square().sum(1)).double()
-                excess[expected == UNKNOWN] = torch.nan
-                last = self.strength(k if update else k - 1)
-                uniform = shared(noise).uniform(f"resample {update}", ())
-                chosen = replaced(flattened(last * excess, self.ess_threshold), uniform)
-                x, residuals = x[chosen], residuals[chosen]
-            gain, innovations = kalman_gain, residuals
-            if self.perturb:
-                perturbation = noise(f"perturbation {update}", residuals.shape[1:])
-                innovations = residuals + perturbation / strength**0.5
+        weighs, strength = self._weighs(residuals), self.strength(k)
+        if weighs:
+            excess = 0.5 * (expected - residuals.square().sum(1)).double()
+            excess[expected == UNKNOWN] = torch.nan
+            last = self.strength(k if update else k - 1)
+            uniform = shared(noise).uniform(f"resample {update}", ())
+            chosen = replaced(flattened(last * excess, self.ess_threshold), uniform)
+            x, residuals = x[chosen], residuals[chosen]
+        innovations = residuals
+        if self.correction == "kalman" and self.perturb:
+            perturbation = noise(f"perturbation {update}", residuals.shape[1:])
+            innovations = residuals + perturbation / strength**0.5
         move = partial(
             correct,
             residuals=residuals,
             innovations=innovations,
-            gain=gain,
+            gain=kalman_gain if self.correction == "kalman" else normalised_gain,
             strength=strength,
             inflation=self.inflation,
         )
         expected = torch.full_like(expected, UNKNOWN)
-        if self._weighs(residuals):
+        if weighs:
             alive = survivors(residuals, x)
             expected[alive] = move(residuals)[alive].square().sum(1)
         return move(x, localised=self.localised), residuals, expected
 
     def _weighs(self, residuals: Tensor) -> bool:
-        """Whether promises are kept: of more measurements than members, a linear map fits any values."""
-        return (
-            self.ess_threshold < 1 and not self.localised and residuals.shape[1] < len(residuals)
-        )
+        """Whether promises count: with as many measurements as members, some linear map keeps any."""
+        wanted = self.correction == "kalman" and self.ess_threshold < 1 and not self.localised
+        return wanted and residuals.shape[1] < len(residuals)
 
     def guided(self, k: int) -> bool:
         """Whether step k is corrected; never the first one, as released."""
