@@ -108,13 +108,9 @@ def run(
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; expected 'raise' or 'drop'")
     if checkpoint_every < 1:
         raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
-    num_samples = sample_count(solver, num_samples)
-    check_compatible(solver, problem)
-    devices = resolve_devices(device)
-    # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
-    dtype = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
-    problem = problem.to(devices[0], dtype)
-    rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
+    problem, rows, num_samples, devices, dtype = lay_out(
+        solver, problem, num_samples, device, dtype
+    )
     path = None if checkpoint is None else Path(checkpoint)
     identity = run_identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None
@@ -151,6 +147,33 @@ def run(
         interrupted = _run_all(loops, shared)
     shared.stop_clock()
     return loops[0].result(identity, num_samples, interrupted, [str(d) for d in devices])
+
+
+class Layout(NamedTuple):
+    """What a run works on, and where."""
+
+    problem: Problem  # on the first device
+    rows: list[tuple[int, int]]  # (measurement, sample) of all
+    num_samples: int
+    devices: list[torch.device]
+    dtype: torch.dtype
+
+
+def lay_out(
+    solver: Solver[Any],
+    problem: Problem,
+    num_samples: int | None,
+    device: str | torch.device | Sequence[str | torch.device] | None,
+    dtype: torch.dtype | None,
+) -> Layout:
+    """Check that solver and problem fit, and settle what `run` was not told; arguments as there."""
+    count = sample_count(solver, num_samples)
+    check_compatible(solver, problem)
+    devices = resolve_devices(device)
+    # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
+    exact = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
+    rows = [(b, s) for b in range(problem.num_measurements) for s in range(count)]
+    return Layout(problem.to(devices[0], exact), rows, count, devices, exact)
 
 
 def _run_all(loops: list[_Loop], shared: _Shared) -> bool:

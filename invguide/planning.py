@@ -13,11 +13,12 @@ from torch import Tensor
 
 from invguide.api import prepare
 from invguide.bench.memory import peak_memory
-from invguide.devices import chunk_size, out_of_memory, resolve_devices
+from invguide.devices import chunk_size, out_of_memory
+from invguide.driver import lay_out
 from invguide.prior import Prior
 from invguide.problem import Counters, Problem
 from invguide.rng import Noise
-from invguide.solver import Solver, check_compatible, sample_count
+from invguide.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,10 @@ def plan_run(
     dtype: torch.dtype | None = None,
 ) -> Plan:
     """Return what `invguide.driver.run` with the same arguments will cost."""
-    num_samples = sample_count(solver, num_samples)
-    check_compatible(solver, problem)
-    devices = resolve_devices(device)
-    dtype = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
-    problem = problem.to(devices[0], dtype)
+    problem, rows, num_samples, devices, dtype = lay_out(
+        solver, problem, num_samples, device, dtype
+    )
     problem.batch_size = chunk_size(batch_size, problem.data_shape, devices[0])
-    rows = [(b, s) for b in range(problem.num_measurements) for s in range(num_samples)]
     size = min(problem.batch_size, -(-len(rows) // len(devices)))
     size = num_samples if solver.requires.ensemble else size
     free = _free(devices[0], problem.prior)
