@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import tiny
 from invguide.errors import CheckpointError, InputError
 from invguide.priors import LatentPrior
 from invguide.priors.edm2 import EDM2, Architecture, Balance
@@ -306,6 +307,23 @@ def test_latents(tmp_path: Path):
     torch.save(network("any").state_dict(), tmp_path / "pixels.pt")
     with pytest.raises(InputError, match="is a network of pixels: leave autoencoder= out"):
         load(tmp_path / "pixels.pt", **HEADS, autoencoder=ToyAutoencoder())
+
+
+def test_latents_of_an_autoencoder_by_its_folder(tmp_path: Path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.save(network("class").state_dict(), tmp_path / "w.pt")
+    tiny.stable_diffusion(diffusers, tmp_path)
+    by_name = load(tmp_path / "w.pt", **HEADS, autoencoder=str(tmp_path / "vae"))
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    itself = load(tmp_path / "w.pt", **HEADS, autoencoder=autoencoder)
+    assert isinstance(by_name, LatentPrior)
+    assert by_name.factor == 4
+    z = torch.randn(1, 4, 4, 4)
+    assert torch.equal(by_name.to_data(z), itself.to_data(z))
+    with pytest.raises(InputError, match=r"is UNet2DConditionModel; expected .* AutoencoderKL"):
+        load(tmp_path / "w.pt", **HEADS, autoencoder=tmp_path / "unet")
+    with pytest.raises(InputError, match=r"vaee is no folder with a config\.json"):
+        load(tmp_path / "w.pt", **HEADS, autoencoder="vaee")
 
 
 def test_what_does_not_fit(tmp_path: Path):

@@ -34,8 +34,8 @@ RECOGNISED = (
     Entry(
         "EDM2",
         "ig.load_prior('edm2.pkl')",
-        "EDM2's own .pkl, or the weights of its network. Of a latent one, autoencoder= (diffusers' AutoencoderKL, "
-        "stabilityai/sd-vae-ft-mse) makes operators and results pictures; without it they are latents.",
+        "EDM2's own .pkl, or the weights of its network. Of a latent one, autoencoder='stabilityai/sd-vae-ft-mse' (a "
+        "hub id or folder) makes operators and results pictures; without it they are latents.",
     ),
     Entry(
         "diffusers",

@@ -15,7 +15,7 @@ from invguide.prior import Prior
 from invguide.priors.checkpoint_file import load_strictly
 from invguide.priors.diffusers_models import KINDS, Kind
 from invguide.priors.diffusers_weights import files_of, read_all, read_json, weights_in
-from invguide.priors.hub import fetch_weights, fetching
+from invguide.priors.hub import HUB_ID, fetch_weights, fetching
 from invguide.priors.latent import LatentPrior
 from invguide.priors.network import (
     cosine_betas,
@@ -35,6 +35,7 @@ TRANSFORMERS = {
 }
 PARTS = ("unet", "transformer")  # folders of a pipeline that may hold its network
 AUTOENCODERS = ("vae", "vqvae")  # likewise
+AUTOENCODER = "AutoencoderKL"
 MOST_STEPS = 100_000  # of a noise schedule; more than 1000 are rare
 
 
@@ -99,6 +100,34 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     parts = _parts(network_folder(folder))
     return tuple(file for part in parts for file in files_of(weights_in(part)))
+
+
+def load_autoencoder(where: str | Path) -> nn.Module:
+    """Return an AutoencoderKL of diffusers by its folder or hub id, such as "stabilityai/sd-vae-ft-mse".
+
+    Raises:
+        CheckpointError: Something is missing, damaged, or does not fit.
+        InputError: It is another model, or cannot be had.
+        MissingPackageError: diffusers is not installed.
+    """
+    folder = Path(where)
+    if folder.is_dir() or not HUB_ID.fullmatch(str(where)):
+        _check_autoencoder(folder)
+    else:
+        with fetching(str(where)) as fetch:
+            folder = fetch("*.json")
+            _check_autoencoder(folder)
+            fetch_weights(fetch, folder, folder)
+    return _model(folder)
+
+
+def _check_autoencoder(folder: Path) -> None:
+    file = folder / "config.json"
+    name = read_json(file).get("_class_name") if file.is_file() else "no folder with a config.json"
+    if name != AUTOENCODER:
+        raise InputError(
+            f"{folder} is {name}; expected the folder or hub id of an {AUTOENCODER}, such as vae/ of a pipeline"
+        )
 
 
 def _model(place: Path) -> nn.Module:

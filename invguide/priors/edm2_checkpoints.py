@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from invguide.errors import CheckpointError, InputError
 from invguide.prior import Prior
 from invguide.priors.checkpoint_file import load_strictly
+from invguide.priors.diffusers_folder import load_autoencoder
 from invguide.priors.edm2 import EDM2, Architecture, Balance
 from invguide.priors.labels import WithLabels
 from invguide.priors.latent import LatentPrior
@@ -122,7 +123,7 @@ def load_edm2(
     label_balance: float = 0.5,
     concat_balance: float = 0.5,
     clip_act: float | None = 256.0,
-    autoencoder: nn.Module | None = None,
+    autoencoder: nn.Module | str | Path | None = None,
     standard: Standard | None = None,
     shape: tuple[int | None, ...] | None = None,
     **settings: Any,
@@ -133,8 +134,9 @@ def load_edm2(
         weights, source: The state dict and the file that it is from.
         channels_per_head, res_balance, attn_balance, label_balance, concat_balance, clip_act: What the weights do not
             tell; the defaults are those of every released network. See `invguide.priors.edm2.Balance`.
-        autoencoder: Of a network over latents: diffusers' AutoencoderKL "stabilityai/sd-vae-ft-mse". Operators and
-            results are then pictures; without it, they are the standardised latents, of deviation 0.5.
+        autoencoder: Of a network over latents: diffusers' AutoencoderKL, or its folder or hub id, as a rule
+            "stabilityai/sd-vae-ft-mse". Operators and results are then pictures; without it, they are the standardised
+            latents, of deviation 0.5.
         standard: How those are made from the autoencoder's; by default as for every released network.
         shape: Of one sample; by default the size that the names in the file tell.
         settings: As for `from_network`. A network of 1 or 3 channels is one of pixels in [-1, 1], others are of
@@ -171,6 +173,8 @@ def load_edm2(
     )
     if autoencoder is None:
         return prior
+    if not isinstance(autoencoder, nn.Module):
+        autoencoder = load_autoencoder(autoencoder)
     blocks = dict(getattr(autoencoder, "config", {})).get("block_out_channels")
     factor = 2 ** (len(blocks) - 1) if blocks else 8
     return LatentPrior(prior, Standardised(autoencoder, known), scaling_factor=1.0, factor=factor)

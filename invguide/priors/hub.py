@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from invguide.errors import InputError, MissingPackageError, require
+from invguide.errors import InputError, InvguideError, require
 from invguide.priors.diffusers_weights import STEMS, files_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,7 +32,7 @@ def fetching(repository: str) -> Iterator[Fetch]:
         yield lambda *patterns: Path(
             hub.snapshot_download(repository, allow_patterns=list(patterns))
         )
-    except (InputError, MissingPackageError):
+    except InvguideError:
         raise
     except Exception as error:  # of the client and of the network, of many kinds
         reason = (str(error).strip().splitlines() or [""])[0][:200]
