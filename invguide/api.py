@@ -42,7 +42,7 @@ def load_prior(
     Args:
         where: One of
             the name of an embedded prior ("natural", "natural-tiny");
-            a weights file (.pt, .pth, .ckpt, .safetensors) of a recognised family: no code of it is run;
+            a weights file (.pt, .pth, .ckpt, .safetensors, NVIDIA's .pkl) of a recognised family: no code of it is run;
             a folder saved by diffusers, or the id of one on the Hugging Face hub ("google/ddpm-celebahq-256"); with
             an autoencoder in it, samples and measurements are images (`invguide.priors.LatentPrior`);
             a deepinv denoiser;
@@ -54,7 +54,8 @@ def load_prior(
         check: Whether a network of pictures is tried on a photograph, under the declared convention and others
             (`invguide.priors.doctor`); or the clean signals to try it on, (N, *shape) in data units.
         settings: What the file or network does not tell: preset=, num_heads=, num_head_channels= and qkv_order= of
-            guided-diffusion networks; predicts=, schedule=, shape=, data_range=, ... of `from_network`.
+            guided-diffusion networks; precondition= of EDM's; autoencoder= of EDM2's latent ones; predicts=, schedule=,
+            shape=, data_range=, ... of `from_network`.
 
     Raises:
         InputError: Unknown name (the nearest one is suggested), or something that has to be told is not, or it is
