@@ -352,9 +352,14 @@ class NetworkPrior(Prior):
             return
         takes = "any" if known is None else ", ".join(sorted(known)) or "none"
         also = f", of which it needs {', '.join(sorted(needed))}" if needed else ""
+        fix = (
+            "pass condition={name: one row per measurement}"
+            if known != set()
+            else "leave them out"
+        )
         raise InputError(
             f"this prior is given {', '.join(condition) or 'no conditions'}; of conditions, its network "
-            f"{type(self.net).__name__} takes {takes}{also}: pass condition={{name: one row per measurement}}"
+            f"{type(self.net).__name__} takes {takes}{also}: {fix}"
         )
 
     def _pad(self, x: Tensor) -> Tensor:
