@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
 from invguide.priors.text import NAMES, embed_text
+from invguide.tasks import read_array
 
 NUMBER = re.compile(r"-?\d+")
 
@@ -62,12 +62,7 @@ def _read(name: str, path: Path) -> Tensor:
         raise InputError(
             f"the condition {name} is {str(path)!r}; expected a whole number, such as a class, or a .npy file"
         )
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"the condition {path} cannot be read: {error}") from error
+    array = read_array(path, "the condition")
     if array.dtype.kind not in "iuf":
         raise InputError(f"the condition {path} holds {array.dtype}; expected numbers")
     if array.ndim == 0 or len(array) != 1:

@@ -107,6 +107,11 @@ class Prior(nn.Module, ABC):
         return self.shape
 
     @property
+    def device(self) -> torch.device | None:
+        """Where the prior computes: where its first tensor is; None without tensors."""
+        return next((t.device for t in chain(self.parameters(), self.buffers())), None)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the prior computes in: that of its first tensor."""
         for tensor in chain(self.parameters(), self.buffers()):

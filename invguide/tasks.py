@@ -243,18 +243,23 @@ def read_kernel(path: Path) -> Tensor:
     """Return the numbers of a .npy, .txt or .csv file, or the brightness of a picture, (H, W)."""
     if path.suffix.lower() not in (".npy", ".txt", ".csv"):
         return _luma(read_picture(path).values)[0, 0]
+    return torch.from_numpy(np.asarray(read_array(path, "kernel"), dtype=np.float32))
+
+
+def read_array(path: Path, what: str) -> np.ndarray:
+    """Return the numbers of a .npy, .txt or .csv file; `what` it is, for the message.
+
+    Raises:
+        InputError: Missing or unreadable.
+    """
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            array = np.loadtxt(
-                path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2
-            )
+            return np.load(path, allow_pickle=False)
+        return np.loadtxt(path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"kernel {path} cannot be read: {error}") from error
-    return torch.from_numpy(np.asarray(array, dtype=np.float32))
+        raise InputError(f"{what} {path} cannot be read: {error}") from error
 
 
 def _luma(values: Tensor) -> Tensor:

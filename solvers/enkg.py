@@ -15,7 +15,7 @@ from invguide.particles import flattened, replaced, shared
 from invguide.problem import Problem
 from invguide.reverse import euler
 from invguide.rng import Noise
-from invguide.schedule import Schedule
+from invguide.schedule import Schedule, check_window
 from invguide.solver import Requires, Solver
 
 CORRECTIONS = ("kalman", "normalized")
@@ -108,10 +108,7 @@ class EnKG(Solver[EnKGState]):
                 f"num_updates={self.num_updates}, rollout_divisor={self.rollout_divisor}, "
                 f"rollout_max={self.rollout_max}; expected at least 1 each"
             )
-        if not 0 <= self.window[0] < self.window[1] <= 1:
-            raise InputError(
-                f"window is {self.window}; expected fractions of the steps, 0 <= start < end <= 1"
-            )
+        check_window(self.window)
         if not any(self.guided(k) for k in range(self.num_steps)):
             raise InputError(
                 f"none of num_steps={self.num_steps} is inside window={self.window} (the first never is); take more"

@@ -36,9 +36,7 @@ from invguide.tables import Table
 # Noise levels as multiples of the contrast of the signals. Below, all conventions agree that D = x; above, all
 # that is left of a signal is its mean.
 WEAKEST, STRONGEST, LEVELS = 0.1, 20.0, 6
-MOST_NOISE = (
-    14.6 / 4
-)  # the end of Stable Diffusion's schedule in the widest data range; data units
+MOST_NOISE = 14.6 / 4  # data units: the end of Stable Diffusion's schedule, the widest data range
 ORDER = (1, 3, 5, 0, 2, 4)  # in which levels are tried: those that tell most come first
 HOPELESS = 2.0  # times the least error: such a convention is tried no further
 EQUAL, WORSE = 1.005, 1.03  # ratios of errors: the same, and surely worse
@@ -48,11 +46,8 @@ DOUBTFUL = 1.25
 UNTRAINED = 1.15  # times the error of the best linear filter
 QUICK = 0.05  # seconds a picture: where a call takes longer, loading does not wait for the hundreds of a whole race
 Scope = Literal["output", "nearby", "all"]
-REACH = {
-    "output": 0,
-    "nearby": 1,
-    "all": 9,
-}  # how many arguments may differ, beside the meaning of the output
+# How many arguments may differ, beside the meaning of the output.
+REACH = {"output": 0, "nearby": 1, "all": 9}
 
 
 @dataclass(frozen=True)
@@ -214,11 +209,10 @@ def check_loaded(prior: NetworkPrior, images: Tensor | None = None) -> None:
 def _quick(prior: NetworkPrior, images: Tensor) -> bool:
     """Time one call, after one that does not count; what fails here is told of by the trial."""
     x = prior.to_normalised(images[:1])
-    device = next((t.device for t in (*prior.parameters(), *prior.buffers())), x.device)
     for _ in range(2):
         start = time.perf_counter()
         with contextlib.suppress(TypeError, IndexError, ValueError, RuntimeError):
-            prior.denoise(x.to(device), (prior.sigma_min * prior.sigma_max) ** 0.5).cpu()
+            prior.denoise(x.to(prior.device), (prior.sigma_min * prior.sigma_max) ** 0.5).cpu()
     return time.perf_counter() - start < QUICK
 
 
@@ -233,7 +227,7 @@ class _Trial:
         seed: int,
         condition: Mapping[str, Tensor],
     ) -> None:
-        device = next((t.device for t in (*prior.parameters(), *prior.buffers())), None)
+        device = prior.device
         images = _default(prior) if images is None else _checked(images, prior)
         self.prior, self.own = prior, own
         classes = number_of_classes(prior)

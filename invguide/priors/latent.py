@@ -162,20 +162,15 @@ class LatentPrior(Prior):
         Args:
             images: (N, channels, H, W) in [0, 1]; by default parts of the photograph that ships with the package.
         """
-        if images is None:
-            images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
-        x = images.to(next(self.autoencoder.parameters()).device)
+        x = self._pictures(images)
         with torch.no_grad():
             error = self.to_data(self.to_normalised(x)) - x
         return error.square().flatten(1).mean(1).sqrt().cpu()
 
     def check(self, images: Tensor | None = None, **condition: Tensor) -> object:
         """Examine the network on the latents of known images: see `invguide.priors.NetworkPrior.check`."""
-        if images is None:
-            images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
-        x = images.to(next(self.autoencoder.parameters()).device)
         with torch.no_grad():
-            latents = self.prior.to_data(self.to_normalised(x))
+            latents = self.prior.to_data(self.to_normalised(self._pictures(images)))
         return self.prior.check(latents, **condition)
 
     def optimise(self, *args: Any, **settings: Any) -> LatentPrior:
@@ -183,6 +178,12 @@ class LatentPrior(Prior):
         self.prior.optimise(*args, **settings)
         self.precision = self.prior.precision
         return self
+
+    def _pictures(self, images: Tensor | None) -> Tensor:
+        """These images, or known ones, where the autoencoder is."""
+        if images is None:
+            images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
+        return images.to(next(self.autoencoder.parameters()).device)
 
     @property
     def _type(self) -> torch.dtype:

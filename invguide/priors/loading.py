@@ -71,10 +71,9 @@ def load(
         raise InputError(
             f"entry= picks a part of a weights file, and {name!r} is none: leave it out"
         )
-    if name not in EMBEDDED and (Path(name).is_dir() or HUB_ID.fullmatch(name)):
+    if _is_folder(name):
         _check_settings(settings, load_diffusers, from_network)
-        folder = Path(name) if Path(name).is_dir() else download(name)
-        return load_diffusers(folder, **settings)
+        return load_diffusers(_here(name), **settings)
     _check_settings(settings)
     return load_embedded(name)
 
@@ -83,13 +82,20 @@ def _is_file(name: str) -> bool:
     return name not in EMBEDDED and (Path(name).is_file() or name.endswith(SUFFIXES))
 
 
+def _is_folder(name: str) -> bool:
+    """Whether it is a folder of diffusers, here or on the hub."""
+    if name in EMBEDDED or _is_file(name):
+        return False
+    return Path(name).is_dir() or HUB_ID.fullmatch(name) is not None
+
+
+def _here(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else download(name)
+
+
 def weight_files(where: str) -> tuple[Path, ...]:
     """Return the files of weights of what `load` takes as text: an embedded prior, a file, a folder, a hub id."""
-    if Path(where).is_dir() and where not in EMBEDDED:
-        return diffusers_files(Path(where))
-    if _is_file(where) or not HUB_ID.fullmatch(where):
-        return (weights_path(where),)
-    return diffusers_files(download(where))
+    return diffusers_files(_here(where)) if _is_folder(where) else (weights_path(where),)
 
 
 def _from_module(
