@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 # One thread per worker: two workers with two threads each are slower than one, and child processes inherit this.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -63,3 +64,8 @@ def fixed_seeds() -> None:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
     monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> Any:
+    return pytest.importorskip("diffusers")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
+import tiny
 from invguide.errors import CheckpointError, InputError
 from invguide.operators import SuperResolution
 from invguide.priors import LatentPrior
@@ -25,20 +26,7 @@ SHAPE = (4, 8, 12)  # of latents: not square, so that rows and columns are told 
 Call = Callable[..., Tensor]  # (input of the network, its time, **condition) -> its output
 
 
-@pytest.fixture(scope="module")
-def diffusers() -> Any:
-    return pytest.importorskip("diffusers")
-
-
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-
-def randomised(net: Any) -> Any:
-    """No weight left at zero, as many are before the training."""
-    for p in net.parameters():
-        if not p.any():
-            nn.init.normal_(p, 0.0, 0.2)
-    return net.eval().requires_grad_(False)
 
 
 def saved(folder: Path, net: Any, scheduler: Any, part: str, **vae: Any) -> LatentPrior:
@@ -46,16 +34,8 @@ def saved(folder: Path, net: Any, scheduler: Any, part: str, **vae: Any) -> Late
     diffusers: Any = pytest.importorskip("diffusers")
     net.save_pretrained(folder / part)
     scheduler.save_pretrained(folder / "scheduler")
-    randomised(
-        diffusers.AutoencoderKL(
-            block_out_channels=(16, 16, 16),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=8,
-            **vae,
-        )
-    ).save_pretrained(folder / "vae")
+    autoencoder = tiny.autoencoder(diffusers, channels=16, norm_num_groups=8, **vae)
+    tiny.filled(autoencoder).save_pretrained(folder / "vae")
     prior = ig.load_prior(folder)
     assert isinstance(prior, LatentPrior)
     assert (prior.shape, prior.factor) == ((4, None, None), PIXELS)
@@ -131,7 +111,7 @@ def sdxl_unet(diffusers: Any, **changed: Any) -> Any:
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 12 + 6 * 8,
     }
-    return randomised(diffusers.UNet2DConditionModel(**(settings | changed)))
+    return tiny.filled(diffusers.UNet2DConditionModel(**(settings | changed)))
 
 
 def sdxl_scheduler(diffusers: Any, prediction: str) -> Any:
@@ -212,7 +192,7 @@ def flux(diffusers: Any, **changed: Any) -> Any:
         "pooled_projection_dim": 12,
         "axes_dims_rope": (4, 6, 6),
     }
-    return randomised(diffusers.FluxTransformer2DModel(**(settings | changed)))
+    return tiny.filled(diffusers.FluxTransformer2DModel(**(settings | changed)))
 
 
 def packed(z: Tensor) -> Tensor:
@@ -327,7 +307,7 @@ def pixart(diffusers: Any, name: str = "PixArtTransformer2DModel", **changed: An
         "cross_attention_dim": 24,
         "caption_channels": 16,
     }
-    return randomised(getattr(diffusers, name)(**(settings | changed)))
+    return tiny.filled(getattr(diffusers, name)(**(settings | changed)))
 
 
 @pytest.mark.parametrize("told_sizes", [False, True])
@@ -427,13 +407,13 @@ def test_latent_diffusion_with_a_quantising_autoencoder(
     diffusers: Any, tmp_path: Path, written: bool
 ):
     """CompVis/ldm-celebahq-256: a UNet2DModel over latents of a VQModel whose file tells no scale, that is 1."""
-    net = randomised(
+    net = tiny.filled(
         diffusers.UNet2DModel(
             sample_size=8, block_out_channels=(16, 16), norm_num_groups=8, layers_per_block=1,
             down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
         )
     )  # fmt: skip
-    vae = randomised(
+    vae = tiny.filled(
         diffusers.VQModel(
             block_out_channels=(16, 16, 16), norm_num_groups=8, num_vq_embeddings=32, scaling_factor=0.5,
             down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,

@@ -12,25 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import invguide as ig
 from invguide.errors import CheckpointError, InputError, MissingPackageError
 from invguide.priors import diffusers_folder
 from invguide.priors.loading import load
-
-
-def randomised(net: nn.Module) -> Any:
-    """Biases and norms that differ from the usual ones and zeros."""
-    for p in net.parameters():
-        if p.ndim < 2:
-            nn.init.normal_(p, 0.5, 0.1)
-    return net.eval()
-
-
-@pytest.fixture(scope="module")
-def diffusers() -> Any:
-    return pytest.importorskip("diffusers")
+from tiny import randomised
 
 
 def unet(diffusers: Any, **changed: Any) -> Any:

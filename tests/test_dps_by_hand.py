@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
+import tiny
 from invguide.operators import Inpainting
 from invguide.priors.adm import ADM
 from invguide.priors.adm import Architecture as ArchitectureOfADM
 from invguide.priors.edm2 import EDM2, Architecture, Balance
 from invguide.rng import Noise
 from invguide.solvers import DPS
+from tiny import randomised
 
 STEPS = (300, 270, 240, 210, 180, 150, 100, 50, 20, 5)  # of the 1000 of DDPM
 SIGMAS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -99,16 +101,6 @@ def dps_by_hand(case: Case, x0_of: X0, y: Tensor, mask: Tensor, step_size: float
 def load(*args: Any, **settings: Any) -> Any:
     """Random weights denoise nothing, which load_prior would refuse: unchecked."""
     return ig.load_prior(*args, check=False, **settings)
-
-
-def randomised(net: Any) -> Any:
-    """No weight left near zero, as many are before the training, nor biases and norms at their usual values."""
-    for p in net.parameters():
-        if p.ndim < 2:
-            nn.init.normal_(p, 0.5, 0.1)
-        elif p.std() < 1e-3:
-            nn.init.normal_(p, 0.0, p[0].numel() ** -0.5)
-    return net.eval().requires_grad_(False)
 
 
 def times(x_t: Tensor, level: Level) -> Tensor:
@@ -236,16 +228,7 @@ def ncsnpp_folder(folder: Path) -> Case:
 def with_autoencoder(folder: Path, **settings: Any) -> dict[str, Any]:
     """Save one of two pixels per latent; what it makes of a Case: pictures are measured, x0 is a scaled latent."""
     diffusers: Any = pytest.importorskip("diffusers")
-    vae = randomised(
-        diffusers.AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            **settings,
-        )
-    )
+    vae = randomised(tiny.autoencoder(diffusers, levels=2, **settings))
     vae.save_pretrained(folder / "vae")
     scale, shift = settings["scaling_factor"], settings.get("shift_factor", 0.0)
     return {
@@ -258,16 +241,7 @@ def with_autoencoder(folder: Path, **settings: Any) -> dict[str, Any]:
 def stable_diffusion(folder: Path) -> Case:
     diffusers: Any = pytest.importorskip("diffusers")
     net = randomised(
-        diffusers.UNet2DConditionModel(
-            sample_size=4,
-            block_out_channels=(16, 16),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        )
+        tiny.text_unet(diffusers, sample_size=4, block_out_channels=(16, 16), norm_num_groups=8)
     )
     net.save_pretrained(folder / "unet")
     diffusers.DDIMScheduler(
@@ -288,14 +262,12 @@ def stable_diffusion_xl(folder: Path) -> Case:
     """As its EulerDiscreteScheduler has it: x = x0 + sigma n, divided by sqrt(sigma^2 + 1) for the network."""
     diffusers: Any = pytest.importorskip("diffusers")
     net = randomised(
-        diffusers.UNet2DConditionModel(
+        tiny.text_unet(
+            diffusers,
             sample_size=4,
             block_out_channels=(16, 16),
-            layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=8,
             norm_num_groups=8,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
@@ -332,21 +304,7 @@ def flow(time_scale: float) -> list[Level]:
 def stable_diffusion_3(folder: Path) -> Case:
     """A velocity n - x0, at time 1000 t."""
     diffusers: Any = pytest.importorskip("diffusers")
-    net = randomised(
-        diffusers.SD3Transformer2DModel(
-            sample_size=4,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pooled_projection_dim=12,
-            pos_embed_max_size=4,
-        )
-    )
+    net = randomised(tiny.sd3(diffusers, size=4))
     net.save_pretrained(folder / "transformer")
     diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     text, pooled = torch.randn(2, 3, 16), 4 * torch.randn(2, 12)
@@ -437,18 +395,7 @@ def pixart(folder: Path) -> Case:
 def dit(folder: Path) -> Case:
     """Without its autoencoder: latents are measured as they are."""
     diffusers: Any = pytest.importorskip("diffusers")
-    net = randomised(
-        diffusers.DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=8,
-            num_layers=1,
-            sample_size=4,
-            patch_size=2,
-            num_embeds_ada_norm=5,
-        )
-    )
+    net = randomised(tiny.dit(diffusers, num_layers=1, sample_size=4))
     net.save_pretrained(folder / "transformer")
     diffusers.DDIMScheduler().save_pretrained(folder / "scheduler")
 

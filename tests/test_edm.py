@@ -23,6 +23,7 @@ from invguide.priors.edm_checkpoints import iddpm_levels
 from invguide.priors.latent import LatentPrior
 from invguide.priors.loading import load
 from invguide.priors.nvidia_pickle import read_nvidia_pickle
+from tiny import randomised
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 
@@ -48,12 +49,7 @@ def network(models: Any, kind: str, labels: int = 0, **changed: Any) -> Any:
     }
     arguments |= changed
     net = models.ADMUNet(**arguments) if kind == "adm" else models.NCSNpp(kind, **arguments)
-    for p in net.parameters():
-        if p.ndim < 2:
-            nn.init.normal_(p, 0.5, 0.1)
-        elif p.std() < 1e-3:
-            nn.init.normal_(p, 0.0, p[0].numel() ** -0.5)
-    return net.eval().requires_grad_(False)
+    return randomised(net)
 
 
 def edm(

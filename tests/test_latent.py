@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
+import tiny
 from invguide.errors import CheckpointError, InputError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity, Inpainting, SuperResolution
@@ -23,61 +24,7 @@ T = 1000
 STEPS = (3, 150, 500, 800, 990)
 
 
-@pytest.fixture(scope="module")
-def diffusers() -> Any:
-    return pytest.importorskip("diffusers")
-
-
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-
-def randomised(net: Any) -> Any:
-    """Random output layers too, which many networks start at zero."""
-    for p in net.parameters():
-        if not p.any():
-            nn.init.normal_(p, 0.0, 0.2)
-    return net.eval().requires_grad_(False)
-
-
-def dit(diffusers: Any, **changed: Any) -> Any:
-    settings = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "in_channels": 4,
-        "out_channels": 8,
-        "num_layers": 2,
-        "sample_size": 8,
-        "patch_size": 2,
-        "num_embeds_ada_norm": 5,
-    }
-    return randomised(diffusers.DiTTransformer2DModel(**(settings | changed)))
-
-
-def text_unet(diffusers: Any) -> Any:
-    return randomised(
-        diffusers.UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,  # one channel in a group would normalise the time away
-        )
-    )
-
-
-def autoencoder(diffusers: Any, **changed: Any) -> Any:
-    return randomised(
-        diffusers.AutoencoderKL(
-            block_out_channels=(32, 32, 32),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            **changed,
-        )
-    )
 
 
 def at_steps(
@@ -102,7 +49,7 @@ SCALED = torch.linspace(0.00085**0.5, 0.012**0.5, T, dtype=torch.float64) ** 2
 
 def test_class_conditional_transformer(diffusers: Any, tmp_path: Path):
     """DiT: noise and variance in one output, classes, and a null class where none is told."""
-    net = dit(diffusers)
+    net = tiny.filled(tiny.dit(diffusers))
     net.save_pretrained(tmp_path / "transformer")
     diffusers.DDIMScheduler(beta_schedule="linear").save_pretrained(tmp_path / "scheduler")
     prior = ig.load_prior(tmp_path)
@@ -127,7 +74,7 @@ def test_class_conditional_transformer(diffusers: Any, tmp_path: Path):
 
 def test_positions_are_not_left_empty(diffusers: Any, tmp_path: Path):
     """DiT computes its positions when it is built; the file has none, and other positions give another network."""
-    net = dit(diffusers)
+    net = tiny.filled(tiny.dit(diffusers))
     net.save_pretrained(tmp_path)
     diffusers.DDIMScheduler().save_pretrained(tmp_path)
     loaded: Any = ig.load_prior(tmp_path)
@@ -139,7 +86,7 @@ def test_positions_are_not_left_empty(diffusers: Any, tmp_path: Path):
 @pytest.mark.parametrize("steps", [1000, 500])
 def test_flow_transformer(diffusers: Any, tmp_path: Path, steps: int):
     """Velocity n - z0 at z_t = (1 - t) z0 + t n and time steps * t: D = z_t - t v."""
-    net = dit(diffusers, out_channels=4)
+    net = tiny.filled(tiny.dit(diffusers, out_channels=4))
     net.save_pretrained(tmp_path / "transformer")
     flow = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=3.0)
     flow.save_pretrained(tmp_path / "scheduler")
@@ -157,21 +104,7 @@ def test_flow_transformer(diffusers: Any, tmp_path: Path, steps: int):
 
 def test_flow_transformer_with_text(diffusers: Any, tmp_path: Path):
     """Stable Diffusion 3: two embeddings of the text, any size."""
-    net = randomised(
-        diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pooled_projection_dim=12,
-            pos_embed_max_size=8,
-        )
-    )
+    net = tiny.filled(tiny.sd3(diffusers))
     net.save_pretrained(tmp_path / "transformer")
     diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
     prior = ig.load_prior(tmp_path)
@@ -197,7 +130,11 @@ def test_flow_transformer_with_text(diffusers: Any, tmp_path: Path):
 
 @pytest.fixture
 def stable_diffusion(diffusers: Any, tmp_path: Path) -> tuple[Path, Any, Any]:
-    net, vae = text_unet(diffusers), autoencoder(diffusers, shift_factor=0.1)
+    # One channel in a group would normalise the time away.
+    net = tiny.filled(tiny.text_unet(diffusers, block_out_channels=(32, 32), norm_num_groups=8))
+    vae = tiny.filled(
+        tiny.autoencoder(diffusers, channels=32, norm_num_groups=32, shift_factor=0.1)
+    )
     net.save_pretrained(tmp_path / "unet")
     vae.save_pretrained(tmp_path / "vae")
     diffusers.DDIMScheduler(

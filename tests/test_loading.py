@@ -22,21 +22,12 @@ from invguide.priors import loading
 from invguide.priors.adm_checkpoints import PRESETS
 from invguide.priors.catalogue import PUBLIC, RECOGNISED
 from invguide.priors.loading import load, weight_files
+from tiny import randomised
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-
-def randomised(net: Any) -> Any:
-    """Random output layers too, which many networks start at zero, and biases and norms that differ."""
-    for p in net.parameters():
-        if p.ndim < 2:
-            nn.init.normal_(p, 0.5, 0.1)
-        elif not p.any():
-            nn.init.normal_(p, 0.0, p[0].numel() ** -0.5)
-    return net.eval()
 
 
 def error(

@@ -17,7 +17,7 @@ from invguide.demo import PHOTO
 from invguide.images import read_picture
 from invguide.priors import loading
 from invguide.priors.adm import ADM, Architecture
-from tiny import randomised, run, stable_diffusion
+from tiny import filled, run, stable_diffusion
 
 SIZE = (38, 35)  # of the picture: no multiple of anything
 QUICK = ("--task", "denoise", "--sigma-y", "0.1", "--steps", "2")
@@ -31,11 +31,6 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def diffusers() -> Any:
-    return pytest.importorskip("diffusers")
-
-
 def by_class(diffusers: Any, folder: Path) -> Path:
     """A network of pictures of 16 x 16 in 7 classes."""
     net = diffusers.UNet2DModel(
@@ -47,7 +42,7 @@ def by_class(diffusers: Any, folder: Path) -> Path:
         norm_num_groups=4,
         num_class_embeds=7,
     )
-    randomised(net).save_pretrained(folder)
+    filled(net, 0.05).save_pretrained(folder)
     diffusers.DDPMScheduler(prediction_type="sample").save_pretrained(folder)
     return folder
 
@@ -132,7 +127,7 @@ def test_a_hub_id(photo: Path, tmp_path: Path, diffusers: Any, monkeypatch: pyte
 
 def test_what_a_weights_file_does_not_tell(photo: Path, tmp_path: Path):
     net = ADM(Architecture(3, 6, 32, (32, 32), (False, True), 1), num_heads=2, qkv_order="new")
-    torch.save(randomised(net).state_dict(), tmp_path / "mine.pt")
+    torch.save(filled(net, 0.05).state_dict(), tmp_path / "mine.pt")
     arguments = (photo, *QUICK, "--solver", "dps", "--prior", tmp_path / "mine.pt")
     out = tmp_path / "out"
     assert "qkv_order" in run("restore", *arguments, "--out", out, code=2)
