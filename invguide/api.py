@@ -245,7 +245,7 @@ def guide(
     problem = Problem(prior, reward=reward, shape=shape, condition=condition)
     if reward.differentiable:  # a callable knows only after its first call
         with torch.no_grad():
-            signal = Noise(0, ((0, 0),), problem.shape)("probe") * prior.sigma_data
+            signal = Noise(0, ((0, 0),), problem.shape)("probe") * (prior.sigma_data or 1.0)
             reward(prior.to_data(signal))
     return driver.run(_solver_for(problem, solver, num_samples), problem, num_samples, **run)
 

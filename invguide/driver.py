@@ -15,19 +15,16 @@ import torch
 from torch import Tensor
 
 from invguide.checkpoint import load_checkpoint, save_checkpoint
+from invguide.data_size import SharedSize
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
 from invguide.identity import run_identity, versions
+from invguide.inspection import Inspector
 from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
 from invguide.solver import Solver, check_compatible, sample_count
-
-# A signal this many times larger than the largest noise level is lost, though not yet infinite. Other parts of a state,
-# such as moments of an optimiser, have units of their own and need only be finite.
-RUNAWAY = 1e4
-SIGNALS = ("x", "x0", "denoised")
 
 
 class StepReport(NamedTuple):
@@ -58,7 +55,9 @@ class _Progress:
     log_prob: Tensor
     log_weights: Tensor
     status: dict[tuple[int, int], str] = field(default_factory=dict)
+    warnings: dict[tuple[int, int], str] = field(default_factory=dict)
     chunks: list[_Chunk] = field(default_factory=list)  # on their way, one for each device
+    data_size: float | None = None  # of clean signals, where it was measured
     seconds: float = 0.0
     counters: list[int] = field(default_factory=lambda: [0, 0, 0])
 
@@ -101,7 +100,9 @@ def run(
 
     Raises:
         CompatibilityError: Solver and problem do not fit (before any network call).
-        DivergenceError: A sample became non-finite or left the data by orders of magnitude.
+        DivergenceError: A sample became non-finite or left the data by orders of magnitude, or ends too large for a
+            clean signal and as a worse answer than none (`invguide.divergence`). Samples that are merely odd are
+            returned, with a line in `Result.warnings`.
         CheckpointError: The checkpoint is damaged or belongs to other settings.
     """
     if on_nonfinite not in ("raise", "drop"):
@@ -128,7 +129,10 @@ def run(
     total = len(rows) * solver.num_steps
     with progress_bar(total, type(solver).__name__, progress) as bar:
         bar.update(len(progress_state.status) * solver.num_steps)
-        shared = _Shared(progress_state, rows, path, checkpoint_every, identity, bar, callbacks)
+        problem.size.value = problem.size.value or progress_state.data_size
+        shared = _Shared(
+            progress_state, rows, path, checkpoint_every, identity, bar, callbacks, problem.size
+        )
         loops = [
             _Loop(
                 solver,
@@ -207,6 +211,7 @@ class _Shared:
     identity: dict[str, str]
     bar: Any
     callbacks: Sequence[Callable[[StepReport], None]]
+    size: SharedSize
     stop: bool = False
     counters: list[Counters] = field(default_factory=list)
 
@@ -251,6 +256,8 @@ class _Shared:
                 "log_prob": p.log_prob,
                 "log_weights": p.log_weights,
                 "status": [[b, s, text] for (b, s), text in p.status.items()],
+                "warnings": [[b, s, text] for (b, s), text in p.warnings.items()],
+                "data_size": self.size.value,  # not measured twice
                 "seconds": p.seconds,
                 "counters": p.counters,
                 "chunks": [
@@ -287,9 +294,8 @@ class _Loop:
         self.shared.counters.append(self.problem.counters)
         self.problem.batch_size = self.batch_size
         self.rows = min(self.batch_size, -(-len(self.shared.rows) // self.num_devices))
-        scale = self.problem.prior.sigma_max + self.problem.prior.sigma_data
-        self.limit = RUNAWAY * scale
         self.operators = self.problem.operators()
+        self.inspector = Inspector(self.solver, self.problem.prior.sigma_max, self._bind)
 
     def run(self) -> None:
         """Take chunks until there are none."""
@@ -317,10 +323,10 @@ class _Loop:
                 part, noise = self._halve(chunk)
                 continue
             with shared.lock:
-                before = len(chunk.rows)
+                before, begun = len(chunk.rows), chunk.state
                 chunk.state, info = outcome
                 chunk.step = k + 1
-                part, noise = self._drop(chunk, k, part, noise)
+                part, noise = self._drop(chunk, k, part, noise, begun)
                 if k < 0:
                     continue
                 lost = before - len(chunk.rows)
@@ -342,6 +348,8 @@ class _Loop:
             if k < 0:
                 return self.solver.init(part, noise), None
             return self.solver.step(part, chunk.state, k, noise.at(k))
+        except DivergenceError as error:  # nothing is left of an ensemble
+            raise self.inspector.explained(error, chunk.rows, k, chunk.state) from error
         except RuntimeError as error:
             if not (self.patient and self.batch_size > 1 and out_of_memory(error)):
                 raise
@@ -384,31 +392,18 @@ class _Loop:
         noise = Noise(self.seed, tuple(rows), self.problem.shape, self.dtype, self.device)
         return self.problem.rows(index), noise
 
-    def _drop(self, chunk: _Chunk, k: int, part: Problem, noise: Noise) -> tuple[Problem, Noise]:
-        """Check every state tensor; raise, or take the lost samples out of the chunk."""
-        lost = torch.zeros(len(chunk.rows), dtype=torch.bool)
-        for name, tensor in zip(chunk.state._fields, chunk.state, strict=True):
-            if name.startswith("log_"):  # of something impossible
-                tensor = tensor.masked_fill(tensor == -torch.inf, 0.0)
-            peak = tensor.abs().reshape(len(tensor), -1).amax(1)
-            bad = ~(peak < (self.limit if name in SIGNALS else float("inf")))  # NaN compares false
-            if bool(bad.any()):
-                bad = bad.cpu()
-                first = int(bad.nonzero()[0])
-                value = float(peak[first])
-                if self.on_nonfinite == "raise":
-                    raise DivergenceError(self._diagnosis(name, chunk.rows[first], k, value))
-                for i in bad.nonzero().flatten().tolist():
-                    if not lost[i]:
-                        self.progress.status[chunk.rows[i]] = (
-                            f"dropped: {name} reached {float(peak[i]):g} at step {k}"
-                        )
-                lost |= bad
-        if not bool(lost.any()):
+    def _drop(
+        self, chunk: _Chunk, k: int, part: Problem, noise: Noise, begun: Any
+    ) -> tuple[Problem, Noise]:
+        """Check the state after step k, which began at `begun`; raise, or take the lost samples out of the chunk."""
+        lost = self.inspector.broken(chunk.state, k, chunk.rows, begun)
+        if not lost:
             return part, noise
-        if self.solver.requires.ensemble:
-            raise DivergenceError(self._diagnosis("ensemble", chunk.rows[0], k, float("nan")))
-        keep = (~lost).nonzero().flatten()
+        if self.solver.requires.ensemble or self.on_nonfinite == "raise":
+            raise DivergenceError(next(iter(lost.values())))
+        for i, text in lost.items():
+            self.progress.status[chunk.rows[i]] = f"dropped: {text}"
+        keep = torch.tensor([i for i in range(len(chunk.rows)) if i not in lost], dtype=torch.long)
         chunk.state = type(chunk.state)(*(t[keep.to(t.device)] for t in chunk.state))
         chunk.rows = [chunk.rows[i] for i in keep.tolist()]
         return self._bind(chunk.rows)
@@ -418,7 +413,7 @@ class _Loop:
         log_prob, chi2 = part.evaluate(x0)
         log_weights = self.solver.log_weights(chunk.state)
         weights = torch.zeros_like(log_prob) if log_weights is None else log_weights
-        self._check_outcome(chunk, part, x0, log_prob, chi2, torch.softmax(weights, 0))
+        self._keep(chunk, part, x0, log_prob, chi2, torch.softmax(weights, 0))
         data = part.prior.to_data(x0)
         for i, (b, s) in enumerate(chunk.rows):
             if (b, s) in self.progress.status:
@@ -429,7 +424,7 @@ class _Loop:
                 self.progress.log_weights[b, s] = log_weights[i]
             self.progress.status[(b, s)] = "ok"
 
-    def _check_outcome(
+    def _keep(
         self,
         chunk: _Chunk,
         part: Problem,
@@ -438,53 +433,17 @@ class _Loop:
         chi2: Tensor,
         weights: Tensor,
     ) -> None:
-        """A run can diverge and stay finite: samples far outside the data, or worse than no reconstruction at all.
-
-        Of an ensemble, members of next to no weight may be anywhere, and the bad ones are dropped unless they are most.
-        """
-        typical = self.problem.prior.sigma_data
-        rms = x0.square().flatten(1).mean(1).sqrt()
-        lost = ~(rms < 5 * typical)
-        if part.differentiable:  # a black box may fail on a good sample, or call it impossible
-            lost |= ~torch.isfinite(log_prob)
-        reference = torch.full_like(chi2, float("nan"))
-        if part.likelihood is not None and self.solver.requires.target != "none":
-            for b in {b for b, _ in chunk.rows}:  # one call for each measurement: they may be dear
-                rows = torch.tensor([i for i, row in enumerate(chunk.rows) if row[0] == b])
-                reference[rows] = part.rows(rows[:1]).evaluate(torch.zeros_like(x0[:1]))[1]
-            # chi2 scatters where measurements are few.
-            lost |= chi2 > 2 * reference.clamp_min(5 + 200 / part.likelihood.y[0].numel())
+        """Note what is odd about samples; raise, or drop them, where they are lost: of an ensemble unless most are."""
+        found = self.inspector.outcome(part, chunk.rows, x0, log_prob, chi2, weights)
         drop = self.on_nonfinite == "drop"
         if self.solver.requires.ensemble:
-            lost &= weights > 1e-3 / len(weights)
-            drop |= bool(weights[lost].sum() < 0.5)
-        for i in lost.nonzero().flatten().tolist():
-            b, s = chunk.rows[i]
-            text = (
-                f"{type(self.solver).__name__} diverged: sample {s} of measurement {b} ends at "
-                f"rms {rms[i].item():.3g} (clean signals: about {typical:.3g}), "
-                f"log target {log_prob[i].item():.3g} "
-                f"and chi2 {chi2[i].item():.3g} (a blank signal: {reference[i].item():.3g}). {self._cause()}"
-            )
+            drop |= bool(weights[list(found.lost)].sum() < 0.5)
+        for i, text in found.lost.items():
             if not drop:
                 raise DivergenceError(text)
-            self.progress.status[(b, s)] = "dropped: " + text
-
-    def _diagnosis(self, name: str, row: tuple[int, int], k: int, value: float) -> str:
-        where = "init" if k < 0 else f"step {k + 1} of {self.solver.num_steps}"
-        return (
-            f"{type(self.solver).__name__} diverged: {name} of sample {row[1]} of measurement {row[0]} "
-            f"reached {value:g} at {where}. {self._cause()}"
-        )
-
-    def _cause(self) -> str:
-        scale = self.solver.settings.get("guidance_scale")
-        if scale:
-            return (
-                f"Likely cause: guidance_scale={scale:g} is too large for this operator and sigma_y; "
-                f"try {scale / 10:g}."
-            )
-        return "Likely causes: sigma_y far too small for y, or an operator that overflows outside its domain."
+            self.progress.status[chunk.rows[i]] = f"dropped: {text}"
+        for i, text in found.warnings.items():
+            self.progress.warnings[chunk.rows[i]] = text
 
     def result(
         self,
@@ -513,6 +472,7 @@ class _Loop:
             "seconds": round(p.seconds, 3),
             "chi2": p.chi2.tolist(),
             "status": status,
+            "warnings": [text for _, text in sorted(p.warnings.items())],
             "forward_model": list(filter(None, (o.summary() for o in self.operators))),
             "versions": dict(versions()),
         }
@@ -538,6 +498,8 @@ def _restore(path: Path, identity: dict[str, str], solver: Solver[Any]) -> _Prog
         log_prob=content["log_prob"],
         log_weights=content["log_weights"],
         status={(b, s): text for b, s, text in content["status"]},
+        warnings={(b, s): text for b, s, text in content.get("warnings", [])},
+        data_size=content.get("data_size"),
         seconds=content["seconds"],
         counters=content["counters"],
     )

@@ -15,7 +15,7 @@ p^(2n) is that of the paper's 50 steps at 0.93, whatever n is: with 10 steps, 0.
 Wallace, Gokul, Naik 2023, "EDICT: exact diffusion inversion via coupled transformations", arXiv 2211.12446, there in
 variance-preserving units x / sqrt(1 + sigma^2). Both states are at one level where they are mixed, so that the factor
 drops out there; but the second call is made with a state that is at level b already, at level a. In those units it has
-the size that the network expects; here r restores it, for data of size s (`prior.sigma_data`; there 1). Without r the
+the size that the network expects; here r restores it, for data of size s (`Problem.sigma_data`; there 1). Without r the
 chain of 20 steps ends three times as far from the exact flow.
 """
 
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from invguide.adjoint import check_loss
+from invguide.data_size import measured_size
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import norm
 from invguide.prior import Prior
@@ -75,14 +76,13 @@ def choose_mixing(mixing: float | None, num_steps: int) -> float:
     return mixing
 
 
-def _make_steps(prior: Prior, sigmas: Sequence[float] | Tensor) -> list[_Step]:
+def _make_steps(size: float, sigmas: Sequence[float] | Tensor) -> list[_Step]:
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.ndim != 1:
         raise ShapeError(
             f"sigmas has shape {tuple(levels.shape)}; expected n + 1 levels, (n + 1,)"
         )
     make_steps(levels.tolist(), "euler")  # refuses what is no roll-out
-    size = prior.sigma_data
     return [
         _Step(a, b / a - 1, math.hypot(size, a) / math.hypot(size, b))
         for a, b in pairwise(levels.tolist())
@@ -208,7 +208,9 @@ def rollout(
     Raises:
         InputError: No roll-out, a mixing weight out of range, or (in backward) a way back that misses the start.
     """
-    return _apply(_denoiser(prior, condition), _make_steps(prior, sigmas), mixing, x)
+    denoise = _denoiser(prior, condition)
+    steps = _make_steps(_size(prior, x.x if isinstance(x, Pair) else x, denoise), sigmas)
+    return _apply(denoise, steps, mixing, x)
 
 
 def invert(
@@ -220,7 +222,8 @@ def invert(
     condition: dict[str, Tensor] | None = None,
 ) -> Pair:
     """Return the pair at sigmas[0] whose `rollout` is `end` at sigmas[-1]; Pair(x0, x0) encodes a clean signal."""
-    denoise, steps = _denoiser(prior, condition), _make_steps(prior, sigmas)
+    denoise = _denoiser(prior, condition)
+    steps = _make_steps(_size(prior, end.x, denoise), sigmas)
     weight = choose_mixing(mixing, len(steps))
     for step in reversed(steps):
         end = _inverse(denoise, end, step, weight)
@@ -273,11 +276,18 @@ def rollout_in(
             problem.counters.vjp += len(point)
         return problem.denoise(point, level)
 
-    return _apply(denoise, _make_steps(problem.prior, sigmas), mixing, x).mean
+    return _apply(denoise, _make_steps(problem.sigma_data, sigmas), mixing, x).mean
 
 
 def _denoiser(prior: Prior, condition: dict[str, Tensor] | None) -> Denoiser:
     return lambda point, level: prior.denoise(point, point.new_tensor(level), **(condition or {}))
+
+
+def _size(prior: Prior, x: Tensor, denoise: Denoiser) -> float:
+    """Root mean square of clean signals like the rows of x, as the prior tells, or else as measured."""
+    if prior.sigma_data is not None:
+        return prior.sigma_data
+    return measured_size(denoise, tuple(x.shape[1:]), prior.sigma_min, prior.sigma_max, x)
 
 
 def _apply(denoise: Denoiser, steps: list[_Step], mixing: float | None, x: Tensor | Pair) -> Pair:

@@ -123,7 +123,7 @@ def look_around(
         sigma: Level of D.
         normals: M standard normals, (B, *shape) or (1, *shape).
     """
-    size = problem.prior.sigma_data
+    size = problem.sigma_data
     radius = sigma * size / math.hypot(sigma, size)
     return torch.stack([problem.evaluate(denoised + radius * n)[0] for n in normals])
 

@@ -29,7 +29,9 @@ class Prior(nn.Module, ABC):
         symmetric: Whether mirror images and quarter turns of a signal are as likely as the signal itself.
         affine: Whether data = scale * normalised + shift; else `to_data` is another map, such as a decoder.
         precision: Of the network inside, "fp32" unless it was asked to be faster.
-        sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
+        sigma_data: Root mean square of clean signals, normalised units, by which solvers judge how far to go. None
+            where it is not told: then it is measured when it is needed, by 8 network calls for a picture
+            (`Problem.sigma_data`).
     """
 
     shape: tuple[int | None, ...]
@@ -40,7 +42,7 @@ class Prior(nn.Module, ABC):
     shift: float = 0.0
     affine: bool = True
     symmetric: bool = False
-    sigma_data: float = 1.0
+    sigma_data: float | None = None
     precision: str = "fp32"
 
     @abstractmethod

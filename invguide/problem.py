@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, ShapeError
+from invguide.data_size import SharedSize, measured_size
+from invguide.errors import InputError, RunError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian, LogDensity
@@ -72,6 +73,9 @@ class Problem:
         self.condition = dict(condition or {})
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them
+        self.size = SharedSize(self.condition)
+        exact = torch.promote_types(prior.dtype, torch.float32)
+        self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = _resolve_shape(prior, likelihood, shape)
         self.num_measurements = 1 if likelihood is None else len(likelihood.y)
         for name, value in self.condition.items():
@@ -81,7 +85,7 @@ class Problem:
                 )
 
     def _with(self, **changes: Any) -> Problem:
-        part = Problem.__new__(Problem)
+        part = self.__new__(type(self))
         part.__dict__.update(self.__dict__, **changes)
         return part
 
@@ -104,10 +108,11 @@ class Problem:
         self.prior.to(device)
         likelihood = None if self.likelihood is None else self.likelihood.to(device, dtype)
         condition = {k: v.to(device) for k, v in self.condition.items()}
-        return self._with(likelihood=likelihood, condition=condition)
+        like = torch.empty(0, dtype=dtype, device=device)
+        return self._with(likelihood=likelihood, condition=condition, like=like)
 
     def replica(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
-        """Return a copy on another device that shares nothing with this one, its counters neither.
+        """Return a copy on another device that shares nothing with this one but the measured size of clean signals.
 
         Raises:
             InputError: The operator or reward is a black box: its workers cannot be copied.
@@ -143,6 +148,39 @@ class Problem:
                 for part in parts
             ]
         )
+
+    @property
+    def sigma_data(self) -> float:
+        """Root mean square of clean signals, normalised units, as the prior tells, or else as measured."""
+        told = self.prior.sigma_data
+        return self.measured_size() if told is None else told
+
+    def measured_size(self) -> float:
+        """The same, measured: see `invguide.data_size`; the network calls of the first time are counted.
+
+        Raises:
+            RunError: Signals drawn from the prior are not finite.
+        """
+        return self.size.get(self._measure)
+
+    def _measure(self) -> float:
+        first = self.size.condition
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            rows = {
+                name: value[:1].to(x.device).expand(len(x), *value.shape[1:])
+                for name, value in first.items()
+            }
+            return self._with(condition=rows).denoise(x, sigma)
+
+        prior = self.prior
+        value = measured_size(denoise, self.shape, prior.sigma_min, prior.sigma_max, self.like)
+        if not value < float("inf"):
+            raise RunError(
+                f"signals drawn from {type(prior).__name__} between its sigma_max={prior.sigma_max:g} and "
+                f"sigma_min={prior.sigma_min:g} are not finite; narrow that range, or mend its denoise"
+            )
+        return value
 
     def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
         """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
@@ -221,7 +259,7 @@ class Problem:
         """The proximal point of a blank signal under a white prior of the data's size: a first guess, (B, *shape)."""
         y = self.y
         blank = torch.zeros(len(y), *self.shape, dtype=y.real.dtype, device=y.device)
-        return self.prox(blank, self.prior.sigma_data)
+        return self.prox(blank, self.sigma_data)
 
     @property
     def sigma_y(self) -> Tensor | None:

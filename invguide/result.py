@@ -79,11 +79,19 @@ class Result:
         return self.manifest.get("forward_model", [])
 
     @property
+    def warnings(self) -> list[str]:
+        """What is odd about finished samples, one line for each of them."""
+        return self.manifest.get("warnings", [])
+
+    @property
     def diagnosis(self) -> str:
-        """One line: how many samples there are, and whether they explain the measurement."""
+        """One line: how many samples there are, what is odd, and whether they explain the measurement."""
         done = int(self.finished.sum())
         text = f"{done} of {self.finished.numel()} samples finished"
         chi2 = self.chi2[torch.isfinite(self.chi2)]
+        if self.warnings:
+            more = f" (and {len(self.warnings) - 1} more)" if len(self.warnings) > 1 else ""
+            text = f"{text}; warning: {self.warnings[0]}{more}"
         if not len(chi2):
             return text
         value = chi2.mean().item()

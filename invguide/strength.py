@@ -11,8 +11,8 @@ from invguide.problem import Guidance, Problem
 
 
 def open_variance(problem: Problem, a: float) -> float:
-    """Variance that level a leaves open in data of the prior's size s, a^2 s^2 / (a^2 + s^2); normalised units."""
-    size = problem.prior.sigma_data
+    """Variance that level a leaves open in clean signals of size s, a^2 s^2 / (a^2 + s^2); normalised units."""
+    size = problem.sigma_data
     return a**2 * size**2 / (a**2 + size**2)
 
 

@@ -94,10 +94,8 @@ class Dreamguider(Solver[DreamguiderState]):
         denoised = problem.denoise(state.x, a)
         draws = self._draws(noise)
         value, slope = self._gradient(problem, denoised, draws)
-        size = problem.prior.sigma_data * denoised[0].numel() ** 0.5
-        length = (
-            self.guidance_scale * size * open_variance(problem, a) / problem.prior.sigma_data**2
-        )
+        size = problem.sigma_data * denoised[0].numel() ** 0.5
+        length = self.guidance_scale * size * open_variance(problem, a) / problem.sigma_data**2
         unit = slope / per_sample(norm(slope).clamp_min(1e-30), slope)
         full = self._evaluate(problem, denoised + length * unit, draws)
         linear = length * norm(slope)

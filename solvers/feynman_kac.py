@@ -134,7 +134,7 @@ class FeynmanKac(Solver[FeynmanKacState]):
     def _look(self, problem: Problem, denoised: Tensor, sigma: float, noise: Noise) -> Tensor:
         """Tempered log targets at D, (1, J), or around it, (num_draws, J)."""
         if self.potential == "denoised":
-            known = 1 / (1 + (sigma / problem.prior.sigma_data) ** 2)
+            known = 1 / (1 + (sigma / problem.sigma_data) ** 2)
             return known * problem.evaluate(denoised)[0][None]
         half = shared(noise)("draws", ((self.num_draws + 1) // 2, *problem.shape))[0]
         draws = torch.cat([half, -half])[: self.num_draws, None]

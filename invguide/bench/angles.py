@@ -108,7 +108,7 @@ def measure_angles(
     total, weights = dict.fromkeys(inner_steps, 0.0), 0.0
     for target in targets:
         problem = target.make_problem().repeat(points, 1)
-        sigma = level * target.prior.sigma_data
+        sigma = level * problem.sigma_data
         k = min(range(100), key=lambda i: abs(problem.levels("karras", 100, i)[0] - sigma))
         a = problem.levels("karras", 100, k)[0]
         clean = (target.prior if start == "prior" else target.posterior).sample(points, seed)

@@ -73,7 +73,7 @@ def driver(
     shape = (3, size, size)
     noise = Noise(seed, ((0, 0),), shape, torch.float32, where)
     operator = GaussianBlur(sigma=1.5).to(where)
-    clean = loaded.to_data(noise("clean") * loaded.sigma_data)
+    clean = loaded.to_data(noise("clean") * (loaded.sigma_data or 1.0))
     y = operator(clean) + SIGMA_Y * noise("measurement")
     likelihood = Likelihood(operator, y, SIGMA_Y)
     solver = DPS(num_steps=steps)

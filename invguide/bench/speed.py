@@ -78,7 +78,7 @@ def priors(
             loaded.optimise(**settings)
             for batch in batches:
                 noise = Noise(seed, tuple((0, i) for i in range(batch)), shape, device=where)
-                x = noise() * (SIGMA**2 + loaded.sigma_data**2) ** 0.5
+                x = noise() * (SIGMA**2 + (loaded.sigma_data or 1.0) ** 2) ** 0.5
                 figures = _measure(loaded, x, repeats, where, exact)
                 found.append({"mode": name, "batch": batch, **figures})
                 rows.append((name, str(batch), *_cells(figures)))
