@@ -51,16 +51,21 @@ def measured_size(
     return float(f"{x.double().square().mean().sqrt().item():.1e}")
 
 
+def of_first(condition: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return the conditions of the first row, `count` times."""
+    return {name: value[:1].expand(count, *value.shape[1:]) for name, value in condition.items()}
+
+
 class SharedSize:
     """A measured size, for all parts and copies of one problem: whoever needs it first measures it.
 
     Attributes:
-        condition: Of the measured signals, one row each: that of the first measurement.
+        condition: Of the measured signals: those of the first measurement.
         value: None until then.
     """
 
     def __init__(self, condition: dict[str, Tensor]) -> None:
-        self.condition = {name: value[:1] for name, value in condition.items()}
+        self.condition = of_first(condition, 1)
         self.value: float | None = None
         self._lock = threading.Lock()
 

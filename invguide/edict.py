@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from invguide.adjoint import check_loss
-from invguide.data_size import measured_size
+from invguide.data_size import measured_size, of_first
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import norm
 from invguide.prior import Prior
@@ -209,7 +209,7 @@ def rollout(
         InputError: No roll-out, a mixing weight out of range, or (in backward) a way back that misses the start.
     """
     denoise = _denoiser(prior, condition)
-    steps = _make_steps(_size(prior, x.x if isinstance(x, Pair) else x, denoise), sigmas)
+    steps = _make_steps(_size(prior, x.x if isinstance(x, Pair) else x, condition), sigmas)
     return _apply(denoise, steps, mixing, x)
 
 
@@ -223,7 +223,7 @@ def invert(
 ) -> Pair:
     """Return the pair at sigmas[0] whose `rollout` is `end` at sigmas[-1]; Pair(x0, x0) encodes a clean signal."""
     denoise = _denoiser(prior, condition)
-    steps = _make_steps(_size(prior, end.x, denoise), sigmas)
+    steps = _make_steps(_size(prior, end.x, condition), sigmas)
     weight = choose_mixing(mixing, len(steps))
     for step in reversed(steps):
         end = _inverse(denoise, end, step, weight)
@@ -283,10 +283,14 @@ def _denoiser(prior: Prior, condition: dict[str, Tensor] | None) -> Denoiser:
     return lambda point, level: prior.denoise(point, point.new_tensor(level), **(condition or {}))
 
 
-def _size(prior: Prior, x: Tensor, denoise: Denoiser) -> float:
-    """Root mean square of clean signals like the rows of x, as the prior tells, or else as measured."""
+def _size(prior: Prior, x: Tensor, condition: dict[str, Tensor] | None) -> float:
+    """Root mean square of clean signals like the first row of x, as the prior tells, or else as measured."""
     if prior.sigma_data is not None:
         return prior.sigma_data
+
+    def denoise(point: Tensor, level: float) -> Tensor:
+        return _denoiser(prior, of_first(condition or {}, len(point)))(point, level)
+
     return measured_size(denoise, tuple(x.shape[1:]), prior.sigma_min, prior.sigma_max, x)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invguide.divergence import (
+    TOO_LARGE,
     Outcome,
     broken_rows,
     describe,
@@ -130,12 +131,12 @@ class Inspector:
         return findings
 
     def _size(self, part: Problem, rms: Tensor, numbers: int) -> float:
-        """Root mean square of clean signals; where what the prior tells looks wrong, it is measured too."""
+        """Root mean square of clean signals, as told; where that looks wrong it is measured, and given up if it is."""
         told = part.prior.sigma_data
-        finite = rms[torch.isfinite(rms)]
-        if told is not None and bool((finite < size_limit(told, numbers)).all()):
+        if told is not None and bool((rms[torch.isfinite(rms)] < size_limit(told, numbers)).all()):
             return told
-        return max(told or 0.0, part.measured_size())
+        measured = part.measured_size()
+        return measured if told is None or measured > TOO_LARGE * told else told
 
     def _fault(self, i: int, rows: Sequence[Row], k: int, begun: Any) -> Fault | None:
         """What made row i so in step k; all members of an ensemble take the step again, else the one row."""

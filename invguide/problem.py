@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from invguide.data_size import SharedSize, measured_size
+from invguide.data_size import SharedSize, measured_size, of_first
 from invguide.errors import InputError, RunError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
@@ -164,14 +164,11 @@ class Problem:
         return self.size.get(self._measure)
 
     def _measure(self) -> float:
-        first = self.size.condition
+        first = {name: value.to(self.like.device) for name, value in self.size.condition.items()}
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            rows = {
-                name: value[:1].to(x.device).expand(len(x), *value.shape[1:])
-                for name, value in first.items()
-            }
-            return self._with(condition=rows).denoise(x, sigma)
+            # One by one: that fits into memory wherever the run itself does, and the batch makes no difference.
+            return self._with(condition=of_first(first, len(x)), batch_size=1).denoise(x, sigma)
 
         prior = self.prior
         value = measured_size(denoise, self.shape, prior.sigma_min, prior.sigma_max, self.like)

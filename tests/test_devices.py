@@ -28,7 +28,7 @@ class Small(Prior):
     """A white prior whose network holds `limit` samples at most; from the call `after` on."""
 
     shape = SHAPE
-    sigma_min, sigma_max = 0.01, 10.0
+    sigma_min, sigma_max, sigma_data = 0.01, 10.0, 1.0
 
     def __init__(self, limit: int | None = None, after: int = 0) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_a_failure_on_one_device_stops_the_others() -> None:
         def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
             return super().denoise(x, sigma) * (float("nan") if len(self.sizes) > 2 else 1)
 
-    with pytest.raises(DivergenceError, match=r"x of sample \d"):
+    with pytest.raises(DivergenceError, match=r"the prior Fails returned NaN .* for sample \d"):
         run(Fails(), device=["cpu", "cpu"], batch_size=1)
 
 

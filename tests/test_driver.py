@@ -224,7 +224,7 @@ def test_non_finite_sample_is_named() -> None:
     problem = Problem(problem.prior, Likelihood(Poisoned(), problem.likelihood.y, 0.3))
     with pytest.raises(
         DivergenceError,
-        match=r"DPS diverged: \w+ of sample \d of measurement \d reached nan at step",
+        match=r"the operator Poisoned returned NaN for sample \d of measurement \d at step \d+ of 20",
     ):
         driver.run(DPS(num_steps=20), problem, 4, progress=False)
 

@@ -45,7 +45,7 @@ class Crowd(Solver[CrowdState]):
     ensemble_size: int = 5
 
     def init(self, problem: Problem, noise: Noise) -> CrowdState:
-        x = problem.prior.sigma_data * noise("init")
+        x = problem.sigma_data * noise("init")
         return CrowdState(x, x.new_zeros(len(x)))
 
     def step(
@@ -69,7 +69,7 @@ class Recorder(Prior):
     """A white prior that remembers the batches it was asked for."""
 
     shape = (2,)
-    sigma_min, sigma_max = 0.01, 10.0
+    sigma_min, sigma_max, sigma_data = 0.01, 10.0, 1.0
 
     def __init__(self) -> None:
         super().__init__()

@@ -164,6 +164,8 @@ PREDICTS = ("eps", "v", "x0", "score", "flow", "edm")
 class NetworkPrior(Prior):
     """A frozen network as a denoiser; made by `from_network`, which documents the arguments."""
 
+    sigma_data: float
+
     def __init__(
         self,
         net: Callable[..., Any],
