@@ -23,7 +23,7 @@ from invguide.problem import Problem
 from invguide.result import Result
 from invguide.reward import as_reward
 from invguide.solver import Solver, missing_abilities
-from invguide.solvers import DPS, HQS, DiffPIR, EnKG, REDDiff
+from invguide.solvers import DPS, HQS, SCG, DiffPIR, EnKG, REDDiff
 from invguide.verify.targets import MatrixOperator
 
 D = 16
@@ -73,10 +73,10 @@ def observed(prior: Prior, size: float, x: Tensor) -> Problem:
     return Problem(prior, Likelihood(operator, operator(x) + 0.1 * size * noise, 0.1 * size))
 
 
-def asking(deviations: float) -> Problem:
+def asking(deviations: float, numbers: int = D) -> Problem:
     """A standard normal, and a reward that wants it `deviations` standard deviations away."""
     reward = as_reward(lambda x: deviations * x.sum(1))  # the exact answer is N(deviations, 1)
-    return Problem(Gaussian(torch.zeros(D), torch.eye(D)), reward=reward)
+    return Problem(Gaussian(torch.zeros(numbers), torch.eye(numbers)), reward=reward)
 
 
 def well_posed(name: str) -> Problem:
@@ -120,9 +120,16 @@ def test_a_sample_of_the_size_that_the_data_have_is_not_odd() -> None:
     assert run(HQS(), well_posed("mistold 100")).warnings == []  # what it tells is not believed
 
 
-def test_an_odd_result_is_returned_with_a_warning() -> None:
-    # With a Gaussian prior and a linear reward, "likelihood" is exact.
-    result = run(DPS(num_steps=30, weight="likelihood"), asking(8.0), 3)
+@pytest.mark.parametrize(
+    ("solver", "numbers"),
+    [
+        (DPS(num_steps=30, weight="likelihood"), D),  # exact, as prior and reward are
+        (SCG(num_steps=60, num_candidates=64), 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_odd_result_is_returned_with_a_warning(solver: Solver[Any], numbers: int) -> None:
+    result = run(solver, asking(8.0, numbers), 3)
     assert bool(result.finished.all())
     assert float(result.samples.square().mean().sqrt()) > 7
     assert len(result.warnings) == 3
@@ -360,7 +367,7 @@ class Faulty(Operator):
         if self.how == "value":
             return x * torch.where(x[:, :1] > 0, torch.nan, 1.0)
         if self.how == "overflow":
-            return x * torch.where(x[:, :1] > 0, 1e300, 1.0).to(x) * 1e10
+            return x * torch.where(x[:, :1] > 0, 1e30, 1.0).to(x) ** 11
         return x + (x - x.relu()).abs().sqrt()  # the square root of 0
 
 
