@@ -12,21 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from invguide import driver
-from invguide.errors import CompatibilityError, InputError, ShapeError, suggest
+from invguide.errors import InputError, ShapeError, suggest
 from invguide.forward_operator import check_batch
 from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel
+from invguide.policy import choose
 from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.result import Result
 from invguide.reward import Reward, as_reward
 from invguide.rng import Noise
-from invguide.solver import Solver, missing_abilities
-
-# What `solver="auto"` tries for a measurement and for a reward, best measured first (README: restoration, verify).
-AUTO = ("HQS", "RED-diff", "DPS", "EnsembleTwisted", "EnKG", "FeynmanKac", "DPS-zeroth-order")
-AUTO_REWARD = ("DPS", "FeynmanKac", "SCG")
-SMALLEST_ENSEMBLE = 32  # for fewer samples, "auto" takes a method that draws them one by one
+from invguide.solver import Solver
 
 
 def load_prior(
@@ -98,37 +94,21 @@ def _plain(name: str) -> str:
 
 
 def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[Any]:
-    """Return the best measured solver that this problem allows, with its defaults; no ensemble for few samples."""
-    few = num_samples is not None and num_samples < SMALLEST_ENSEMBLE
-    for name in AUTO_REWARD if problem.likelihood is None else AUTO:
-        solver = make_solver(name)
-        if (few and solver.requires.ensemble) or _too_few(solver, problem, num_samples):
-            continue
-        if not missing_abilities(solver.requires, problem):
-            return solver
-    raise CompatibilityError(
-        "no solver at hand works on this problem; make the operator or reward differentiable (torch operations only), "
-        "or give a solver object"
-    )
-
-
-def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:
-    """Whether a method that weighs its members has fewer of them than one measurement has numbers."""
-    if not solver.requires.weighs or problem.likelihood is None:
-        return False
-    return problem.likelihood.y[0].numel() > (num_samples or solver.settings["ensemble_size"])
+    """Return what `solver="auto"` takes: see `invguide.policy.choose`, which also tells why."""
+    return choose(problem, num_samples).solver
 
 
 def _solver_for(
     problem: Problem, solver: str | Solver[Any], num_samples: int | None
-) -> Solver[Any]:
-    """Resolve "auto" and names; an ensemble method that was not given as an object takes num_samples as its size."""
+) -> tuple[Solver[Any], str]:
+    """Resolve "auto" and names, and why; an ensemble method not given as an object takes num_samples as its size."""
     if isinstance(solver, Solver):
-        return solver
-    chosen = choose_solver(problem, num_samples) if solver == "auto" else make_solver(solver)
+        return solver, ""
+    auto = solver.lower() == "auto"
+    chosen, reason = choose(problem, num_samples) if auto else (make_solver(solver), "")
     if chosen.requires.ensemble and num_samples is not None:
-        return replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
-    return chosen
+        chosen = replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
+    return chosen, reason
 
 
 def solve(
@@ -154,7 +134,8 @@ def solve(
         prior: A prior, or the name of an embedded one.
         sigma_y: Gaussian noise standard deviation in measurement units: a number or per element.
         noise: Another noise law, or a callable log density, in place of sigma_y.
-        solver: A solver, its name, or "auto": the best measured one that the operator allows.
+        solver: A solver, its name, or "auto": exact methods where they apply, else the best measured one for this
+            operator and number of samples (`invguide.policy`); the reason is `result.manifest["auto"]`.
         num_samples: Samples per measurement, 1 by default; of an ensemble method, the size of its ensemble.
         shape: Shape of one x, where neither prior nor operator knows it.
         condition: Keywords of a conditional prior, one row per measurement.
@@ -168,7 +149,7 @@ def solve(
         InputError: Whatever is wrong with the arguments, before the first network call.
         DivergenceError: A sample diverged.
     """
-    chosen, problem = prepare(
+    chosen, problem, reason = prepare(
         y,
         operator,
         prior,
@@ -180,6 +161,8 @@ def solve(
         condition=condition,
     )
     result = driver.run(chosen, problem, num_samples, **run)
+    if reason:
+        result.manifest["auto"] = reason
     assert problem.likelihood is not None
     result.residual = _residual(problem.likelihood, result)
     if truth is not None:
@@ -200,8 +183,8 @@ def prepare(
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
     condition: dict[str, Tensor] | None = None,
-) -> tuple[Solver[Any], Problem]:
-    """Return what `solve` with these arguments hands to the driver, checked."""
+) -> tuple[Solver[Any], Problem, str]:
+    """Return what `solve` with these arguments hands to the driver, checked, and why "auto" took this solver."""
     from invguide.adapters import as_operator
 
     prior = load_prior(prior)
@@ -218,7 +201,8 @@ def prepare(
     likelihood = Likelihood(operator, torch.as_tensor(y), law)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
-    return _solver_for(problem, solver, num_samples), problem
+    chosen, reason = _solver_for(problem, solver, num_samples)
+    return chosen, problem, reason
 
 
 def guide(
@@ -247,7 +231,11 @@ def guide(
         with torch.no_grad():
             signal = Noise(0, ((0, 0),), problem.shape)("probe") * (prior.sigma_data or 1.0)
             reward(prior.to_data(signal))
-    return driver.run(_solver_for(problem, solver, num_samples), problem, num_samples, **run)
+    chosen, reason = _solver_for(problem, solver, num_samples)
+    result = driver.run(chosen, problem, num_samples, **run)
+    if reason:
+        result.manifest["auto"] = reason
+    return result
 
 
 def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:

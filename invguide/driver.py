@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -173,6 +174,12 @@ def lay_out(
     """Check that solver and problem fit, and settle what `run` was not told; arguments as there."""
     count = sample_count(solver, num_samples)
     check_compatible(solver, problem)
+    if solver.point_estimate and count > 1:
+        name = type(solver).__name__
+        warnings.warn(
+            f"{name} is a point estimator: {count} samples of it are one answer, and their std is NaN; "
+            "use solver='auto' for samples, or num_samples=1"
+        )
     devices = resolve_devices(device)
     # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
     exact = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
@@ -462,6 +469,7 @@ class _Loop:
         manifest = {
             **identity,
             "settings": self.solver.settings,
+            "point_estimate": self.solver.point_estimate,
             "num_samples": num_samples,
             "seed": self.seed,
             "device": ", ".join(devices),

@@ -178,6 +178,25 @@ class LinearOperator(Operator):
         return None if shape is None else self.svd(y.real.new_empty((1, *shape)))
 
 
+def is_orthonormal(operator: LinearOperator, x: Tensor, y: Tensor) -> bool:
+    """Whether A* A and A A* leave random signals like x (1, *shape) and y (1, *y_shape) as they are, to rounding.
+
+    Four calls of the operator. A random signal is left alone by no other map.
+    """
+    if y.is_complex() or x.shape[1:].numel() != y.shape[1:].numel():
+        return False
+    source = torch.Generator().manual_seed(0)
+    for like, there, back in (
+        (x, operator.forward, operator.adjoint),
+        (y, operator.adjoint, operator.forward),
+    ):
+        probe = torch.randn(like.shape, generator=source, dtype=like.dtype).to(like.device)
+        error = norm(back(there(probe)) - probe)
+        if not bool((error <= 100 * torch.finfo(like.dtype).eps * norm(probe)).all()):
+            return False
+    return True
+
+
 def check_batch(operator: Operator, x: Tensor, y: Tensor) -> None:
     """Raise ShapeError unless the operator kept the batch axis."""
     tensor = isinstance(y, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]  (users return anything)

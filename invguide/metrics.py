@@ -44,6 +44,21 @@ def calibration(samples: Tensor, truth: Tensor) -> Tensor:
     return rmse(samples.mean(dim=1), truth) / predicted
 
 
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """Continuous ranked probability score per pixel, (B, S, *shape) and (B, *shape) -> (B,); lower is better.
+
+    E|x - truth| - E|x - x'| / 2 over samples, averaged over pixels, with distinct pairs only: fair in S (Ferro 2014),
+    so that methods with few samples compare. Proper: sharpness and calibration are judged together.
+    """
+    count = samples.shape[1]
+    error = (samples - truth[:, None]).abs().mean(1)
+    ordered = samples.sort(dim=1).values
+    rank = torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device)
+    weight = (2 * rank - count - 1).reshape(1, -1, *(1,) * (samples.ndim - 2))
+    spread = (weight * ordered).sum(1) / (count * (count - 1))  # half the mean distance of pairs
+    return (error - spread).flatten(1).mean(1)
+
+
 def compare(result: Result, truth: Tensor) -> dict[str, Tensor]:
     """Metrics of a result against the clean signals.
 

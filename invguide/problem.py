@@ -12,10 +12,10 @@ from torch import Tensor
 
 from invguide.data_size import SharedSize, measured_size, of_first
 from invguide.errors import InputError, RunError, ShapeError
-from invguide.forward_operator import LinearOperator, Operator
+from invguide.forward_operator import LinearOperator, Operator, is_orthonormal
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian, LogDensity
-from invguide.prior import Prior
+from invguide.prior import Prior, per_sample
 from invguide.proximal import proximal
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
@@ -46,6 +46,44 @@ class Guidance(NamedTuple):
     gradient: Tensor  # d log target / d x = J^T slope, (B, *shape)
 
 
+class WhitenedLinear:
+    """(y - A x) / sigma_y as an affine function of x in normalised units, for a linear operator and Gaussian noise."""
+
+    def __init__(self, likelihood: Likelihood, prior: Prior) -> None:
+        assert isinstance(likelihood.operator, LinearOperator)
+        assert isinstance(likelihood.noise, Gaussian)
+        self.likelihood, self.prior = likelihood, prior
+        self.operator: LinearOperator = likelihood.operator
+        self.sigma = likelihood.noise.sigma_y
+
+    def residual(self, x: Tensor) -> Tensor:
+        """(B, *shape) -> (B, *y_shape)."""
+        return self.likelihood.residual(self.prior.to_data(x)) / self.sigma
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Of a change of x."""
+        return self.operator(self.prior.scale * v) / self.sigma
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return self.prior.scale * self.operator.adjoint(u / self.sigma)
+
+    def draw(self, noise: Callable[..., Tensor], purpose: str) -> Tensor:
+        """Whitened measurement noise, (B, *y_shape), 0 where nothing is observed; a complex one has two parts."""
+        y = self.likelihood.y
+        e = noise(purpose, tuple(y.shape[1:]))
+        if y.is_complex():
+            e = torch.complex(e, noise(f"{purpose}, imaginary", tuple(y.shape[1:])))
+        known = self.operator.observed()
+        return e if known is None else e * known.to(y.device)
+
+    def precondition(self, u: Tensor, variance: Tensor) -> Tensor:
+        """(I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u itself where sigma_y varies within y."""
+        if self.sigma[0].numel() > 1:
+            return u
+        ridge = (self.sigma.flatten() / self.prior.scale) ** 2 / variance
+        return self.operator.solve(u, ridge) * per_sample(ridge, u)
+
+
 class Problem:
     """A prior, a likelihood or a reward (or both), and the change between normalised and data units.
 
@@ -74,6 +112,7 @@ class Problem:
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them
         self.size = SharedSize(self.condition)
+        self._orthonormal: bool | None = None  # not yet asked
         exact = torch.promote_types(prior.dtype, torch.float32)
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = _resolve_shape(prior, likelihood, shape)
@@ -300,6 +339,64 @@ class Problem:
         """Whether the measurement is a linear function of x; through a decoder it is not."""
         operator = None if self.likelihood is None else self.likelihood.operator
         return self.prior.affine and isinstance(operator, LinearOperator)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the measurement's noise is Gaussian, of known standard deviation."""
+        return self.likelihood is not None and isinstance(self.likelihood.noise, Gaussian)
+
+    # ---- where y is the signal itself
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether y is an orthonormal transform of x with one sigma_y per measurement, so that A* y = x + sigma_y n."""
+        if not self.linear or self.sigma_y is None or self.reward is not None:
+            return False
+        if self._orthonormal is None:
+            assert self.likelihood is not None
+            y, operator = self.y, self.likelihood.operator
+            x = torch.empty(1, *self.data_shape, dtype=y.real.dtype, device=y.device)
+            with torch.no_grad():
+                self._orthonormal = isinstance(operator, LinearOperator) and is_orthonormal(
+                    operator.to(y.device), x, y[:1]
+                )
+        return self._orthonormal
+
+    @property
+    def denoises(self) -> bool:
+        """Whether D(A* y; sigma_y) is the posterior mean of every row."""
+        return self.orthonormal and bool((self.whole_signal_level() <= self.prior.sigma_max).all())
+
+    def whole_signal(self) -> Tensor:
+        """A* y in normalised units, (B, *shape): the clean signal at noise level `whole_signal_level`."""
+        assert self.likelihood is not None
+        assert isinstance(self.likelihood.operator, LinearOperator)
+        return self.prior.to_normalised(self.likelihood.operator.adjoint(self.y))
+
+    def whole_signal_level(self) -> Tensor:
+        """sigma_y in normalised units, (B,), at least the least level that the prior knows."""
+        return self.require_sigma_y("denoising in one call").clamp_min(self.prior.sigma_min)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the prior tells its posterior under this measurement exactly."""
+        return (
+            self.linear
+            and self.sigma_y is not None
+            and self.reward is None
+            and hasattr(self.prior, "posterior")
+        )
+
+    def closed_form_posterior(self, row: int) -> Prior:
+        """The exact posterior of one row, a prior with `mean` and `sample(n, seed)`, normalised units."""
+        assert self.likelihood is not None and self.sigma_y is not None
+        sigma = float(self.sigma_y[row]) * self.prior.scale
+        return self.prior.posterior(self.likelihood.operator, self.y[row, None], sigma)  # pyright: ignore[reportCallIssue]
+
+    def whitened_linear(self) -> WhitenedLinear:
+        """The measurement as whitened linear algebra; for linear operators and Gaussian noise."""
+        assert self.likelihood is not None
+        return WhitenedLinear(self.likelihood, self.prior)
 
     @property
     def differentiable(self) -> bool:

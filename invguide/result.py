@@ -62,7 +62,12 @@ class Result:
 
     @property
     def std(self) -> Tensor:
-        """(B, *shape), weighted and unbiased, over the finished samples; NaN where there are fewer than two."""
+        """(B, *shape), weighted and unbiased, over the finished samples.
+
+        NaN where there are fewer than two, or the solver is a point estimator: equal answers are no small spread.
+        """
+        if self.manifest.get("point_estimate"):
+            return torch.full_like(self.mean, float("nan"))
         variance = self._average((self.samples - self.mean[:, None]) ** 2)
         known = 1 - self.weights.square().sum(1)  # 1 - 1/n for equal weights
         known = known.reshape(-1, *(1,) * (variance.ndim - 1))

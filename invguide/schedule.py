@@ -86,6 +86,29 @@ def level_list(
     return tuple(make_sigmas(schedule, num_steps, sigma_min, sigma_max).tolist())
 
 
+def split_levels(start: Tensor, middle: float, low: float, num_steps: int) -> Tensor:
+    """Return num_steps + 1 levels of each row, from its own start (B,) to 0, (num_steps + 1, B).
+
+    Rows that start above `middle` spend a sixth of the levels, one at least, above it, equally spaced in log sigma:
+    nothing but the mean of the data is decided there. The others are those of "karras", down to `low`.
+    """
+    first = start.double()
+    top = max(1, num_steps // 6) if num_steps > 1 else 0
+    u = torch.arange(top, dtype=first.dtype, device=first.device)[:, None] / max(top, 1)
+    above = first * (middle / first) ** u
+    split = torch.cat([above, _karras(first.clamp_max(middle), low, num_steps - top)])
+    whole = _karras(first, low, num_steps)
+    levels = torch.where(first > middle, split, whole)
+    return torch.cat([levels, torch.zeros_like(levels[:1])]).to(start.dtype)
+
+
+def _karras(first: Tensor, low: float, count: int, rho: float = 7.0) -> Tensor:
+    """Levels (count, B) from `first` (B,) to `low`, or all the same where that is above."""
+    u = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)[:, None]
+    high, last = first ** (1 / rho), first.clamp_max(low) ** (1 / rho)
+    return (high + u * (last - high)) ** rho
+
+
 def check_window(window: tuple[float, float]) -> None:
     """Raise InputError unless a part of a run, (start, end) in fractions of its steps, is one."""
     if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:

@@ -31,6 +31,9 @@ class Requires:
         prior_vjp: Differentiates the prior (memory of one network graph).
         ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
             `ensemble_size`, and its rows all belong to one measurement.
+        gaussian: Needs Gaussian noise of known sigma_y.
+        orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior that is valid at it.
+        closed_form: Needs a prior with a `posterior` of its own, and one sigma_y per measurement.
         weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
             to none of them would be left. "auto" looks at this.
     """
@@ -42,6 +45,9 @@ class Requires:
     residuals: bool = False
     prior_vjp: bool = False
     ensemble: bool = False
+    gaussian: bool = False
+    orthonormal: bool = False
+    closed_form: bool = False
     weighs: bool = False
 
 
@@ -50,6 +56,8 @@ class Solver(ABC, Generic[State]):
     """Base of every solver. Subclasses are frozen dataclasses; `State` is a NamedTuple of tensors (B, ...)."""
 
     requires: ClassVar[Requires]
+    # One answer, not samples: seeds agree or nearly so, their spread tells nothing, and `Result.std` is NaN.
+    point_estimate: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Solver[Any]]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -72,6 +80,14 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def estimate(self, state: State) -> Tensor:
         """Return the clean signals (B, *shape), normalised units; valid after any step."""
+
+    def check_steps(self, most: int | None = None) -> None:
+        """Raise InputError unless num_steps is a whole number of at least 1, and of at most `most`."""
+        steps = self.num_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"num_steps is {steps!r}; expected a whole number of at least 1")
+        if most is not None and steps > most:
+            raise InputError(f"num_steps is {steps}; {type(self).__name__} takes at most {most}")
 
     def log_weights(self, state: State) -> Tensor | None:
         """Return unnormalised log-weights (B,) of the samples of one measurement; None: all weigh the same."""
@@ -132,6 +148,18 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
         )
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
+    if requires.gaussian and not problem.gaussian:
+        missing.append("needs Gaussian noise of known sigma_y")
+    elif requires.linear and problem.linear:
+        if requires.orthonormal and not problem.denoises:
+            missing.append(
+                "needs the measurement to be the signal itself, or an orthonormal transform of it, with one sigma_y "
+                f"of at most {problem.prior.sigma_max * problem.prior.scale:g}"
+            )
+        if requires.closed_form and not problem.closed_form:
+            missing.append(
+                "needs a prior whose posterior is known in closed form, such as a Gaussian or a mixture, and one sigma_y"
+            )
     if requires.residuals and problem.likelihood is not None and not problem.has_residuals:
         missing.append("needs the standard deviation of the noise, and a log density tells none")
     return missing

@@ -27,17 +27,22 @@ class Tangent:
     at a time, so that memory does not grow with the ensemble.
     """
 
-    def __init__(self, problem: Problem, x: Tensor, sigma: float) -> None:
+    def __init__(self, problem: Problem, x: Tensor, sigma: Tensor | float) -> None:
         self.problem, self.x, self.sigma = problem, x, sigma
         self.size = problem.batch_size or len(x)
-        self._graph = self._differentiate(problem, x) if len(x) <= self.size else None
+        whole = torch.arange(len(x))
+        self._graph = self._differentiate(problem, x, whole) if len(x) <= self.size else None
         denoised = problem.denoise(x, sigma) if self._graph is None else self._graph[1].detach()
         self.denoised = denoised.flatten(1)
 
-    def _differentiate(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _differentiate(self, problem: Problem, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return x, problem.denoise(x, self.sigma)
+            return x, problem.denoise(x, self._levels(index))
+
+    def _levels(self, index: Tensor) -> Tensor | float:
+        sigma = self.sigma
+        return sigma[index.to(sigma.device)] if isinstance(sigma, Tensor) and sigma.ndim else sigma
 
     def pull(self, v: Tensor) -> Tensor:
         """J^T v of each row, (J, d) -> (J, d)."""
@@ -48,7 +53,7 @@ class Tangent:
             return torch.autograd.grad(denoised, x, v, retain_graph=True)[0].flatten(1)
         parts = []
         for part in torch.arange(len(v)).split(self.size):
-            x, denoised = self._differentiate(self.problem.rows(part), self.x[part])
+            x, denoised = self._differentiate(self.problem.rows(part), self.x[part], part)
             parts.append(torch.autograd.grad(denoised, x, v[part])[0].flatten(1))
         return torch.cat(parts)
 
@@ -56,13 +61,17 @@ class Tangent:
         """The tangent at x[index]; all rows belong to one measurement."""
         if torch.equal(index, torch.arange(len(self.x), device=index.device)):
             return self
-        return Tangent(self.problem, self.x[index], self.sigma)
+        return Tangent(self.problem, self.x[index], self._levels(index))
 
-    def look_ahead(self, n: Tensor) -> Tensor:
-        """Shifts (J, d) as x0 - D might be: normals n filtered by J, with the energy of the covariance C."""
+    def draw(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifts (J, d) as x0 - D might be, and about their variance (J,): that of C, averaged over its directions.
+
+        Normals n (J, d) filtered by J, with the energy of C.
+        """
         filtered = self.pull(n)
-        energy = (n * filtered).sum(1).clamp_min(0) / filtered.square().sum(1).clamp_min(1e-30)
-        return self.sigma * energy.sqrt()[:, None] * filtered
+        trace = (n * filtered).sum(1).clamp_min(0)
+        size = (trace / filtered.square().sum(1).clamp_min(1e-30)).sqrt()
+        return (self.sigma * size)[:, None] * filtered, self.sigma**2 * trace / n.shape[1]
 
 
 class Linear(Protocol):

@@ -15,13 +15,16 @@ from invguide.solvers.eki import EKI
 from invguide.solvers.elucd import EluCD
 from invguide.solvers.enkg import EnKG
 from invguide.solvers.ensemble_twisted import EnsembleTwisted
+from invguide.solvers.exact_posterior import ExactPosterior
 from invguide.solvers.feature_guidance import FeatureGuidance
 from invguide.solvers.feynman_kac import FeynmanKac
 from invguide.solvers.hqs import HQS
 from invguide.solvers.motion_guidance import MotionGuidance
+from invguide.solvers.posterior_mean import PosteriorMean
 from invguide.solvers.red_diff import REDDiff
 from invguide.solvers.scg import SCG
 from invguide.solvers.symplectic_adjoint import SymplecticAdjoint
+from invguide.solvers.tweedie_matheron import TweedieMatheron
 from invguide.solvers.unconditional import Unconditional
 from invguide.solvers.universal_guidance import UniversalGuidance
 
@@ -40,11 +43,14 @@ __all__ = [
     "EluCD",
     "EnKG",
     "EnsembleTwisted",
+    "ExactPosterior",
     "FeatureGuidance",
     "FeynmanKac",
     "MotionGuidance",
+    "PosteriorMean",
     "REDDiff",
     "SymplecticAdjoint",
+    "TweedieMatheron",
     "Unconditional",
     "UniversalGuidance",
 ]

@@ -86,6 +86,10 @@ class DFlow(Solver[DFlowState]):
     memory: int = 10
     schedule: Schedule = "karras"
 
+    @property
+    def point_estimate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return not self.randomised
+
     def __post_init__(self) -> None:
         make_steps([1.0, 0.0], self.method)
         if self.regulariser not in REGULARISERS:

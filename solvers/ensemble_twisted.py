@@ -104,7 +104,7 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
         if b == 0:
             return _finish(problem, state, a)
         tangent = Tangent(problem, state.x, a)
-        shift = tangent.look_ahead(noise("look").flatten(1))
+        shift = tangent.draw(noise("look").flatten(1))[0]
         known = Slopes(state.left, state.axes)
         fit, failed = linearise_target(problem, tangent.denoised, shift, known)
         twist = gaussian_twist(tangent, fit.whitened(), self.num_probes)

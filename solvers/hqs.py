@@ -47,6 +47,8 @@ class HQS(Solver[HQSState]):
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
 
+    point_estimate: ClassVar[bool] = True
+
     num_steps: int = 30
     lam: float = 0.19
     sigma_start: float = 0.7

@@ -53,6 +53,7 @@ class REDDiff(Solver[REDDiffState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
+    point_estimate: ClassVar[bool] = True
 
     num_steps: int = 200
     learning_rate: float = 0.1

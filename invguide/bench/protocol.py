@@ -19,7 +19,7 @@ from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator
 from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
-from invguide.metrics import calibration, psnr, ssim
+from invguide.metrics import calibration, crps, psnr, ssim
 from invguide.operators import GaussianBlur, Inpainting, SuperResolution
 from invguide.rng import Noise
 
@@ -104,6 +104,7 @@ class Protocol:
             std = samples.std(0, keepdim=True)
             figures["error2"] = float((mean - truth).square().mean())
             figures["variance"] = float(std.square().mean())
+            figures["crps"] = float(crps(samples[None], truth))
             figures["ratio"] = float(calibration(samples[None], truth))
             figures["coverage"] = float(((truth - mean).abs() <= 1.645 * std).float().mean())
         return figures

@@ -38,7 +38,7 @@ def calibration(
     Returns:
         For each task: the root mean square error of the mean; its prediction sqrt((1 + 1/S) var); their ratio, pooled
         over photos, and its range; the share of pixels that lie within mean +- 1.645 std, and that of an exact sampler
-        with as many samples, were its posterior normal.
+        with as many samples, were its posterior normal; the continuous ranked probability score.
     """
     if samples < 2:
         raise InputError(f"samples is {samples}; the spread takes at least 2")
@@ -57,16 +57,17 @@ def calibration(
         predicted = ((1 + 1 / samples) * average(cells, "variance")) ** 0.5
         ratio = actual / predicted if predicted > 0 else float("inf")
         each = [cell["ratio"] for cell in cells]
-        coverage = average(cells, "coverage")
+        coverage, score = average(cells, "coverage"), 100 * average(cells, "crps")
         found[task] = {
             "error": actual,
             "predicted": predicted,
             "ratio": ratio,
             "coverage": coverage,
+            "crps": score,
         }
         span = f"{min(each):.2f}-{max(each):.2f}"
         numbers = (f"{actual:.4f}", f"{predicted:.4f}", f"{ratio:.2f}")
-        rows.append((task, *numbers, span, f"{coverage:.1%}", f"{exact:.1%}"))
+        rows.append((task, *numbers, span, f"{coverage:.1%}", f"{exact:.1%}", f"{score:.3f}"))
     head = (
         "task",
         "actual error",
@@ -75,13 +76,15 @@ def calibration(
         "range over photos",
         "within 90 %",
         "exact",
+        "CRPS x 100",
     )
     notes = (
         f"{type(method).__name__}, {samples} samples of each of {photos} photos of {size} pixels, noise {noise:g}. "
         "Ratio: actual over predicted error of the mean; 1 for an exact sampler, above 1 where the samples claim to "
         "know more than they do. It says whether the spread has the right size on average over all pixels; not whether "
         "it is in the right places, nor whether the prior is right about photos. Within 90 %: pixels of the photo in "
-        f"mean +- 1.645 std; exact: what that would be for {samples} samples of a normal posterior.",
+        f"mean +- 1.645 std; exact: what that would be for {samples} samples of a normal posterior. "
+        "CRPS: of the pixels, fair in the number of samples; lower is better, and only the right law is best.",
     )
     return Table(head, tuple(rows), notes, found)
 

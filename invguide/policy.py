@@ -1,0 +1,105 @@
+"""What `solver="auto"` takes, for Python and the command line alike: one policy, and its reason in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from invguide.errors import CompatibilityError
+from invguide.problem import Problem
+from invguide.solver import Solver, missing_abilities
+
+SMALLEST_ENSEMBLE = 32  # for fewer samples, a method that draws them one by one
+
+
+class Choice(NamedTuple):
+    """A solver with its settings, and why it was taken."""
+
+    solver: Solver[Any]
+    reason: str
+
+
+def choose(problem: Problem, num_samples: int | None = None) -> Choice:
+    """Return the best solver for this problem: exact ones first, then what measured best (`invguide bench`).
+
+    One sample is the best single answer, a point estimate where there is a good one. Several are drawn by a sampler,
+    never by a point estimator; fewer than 32 by no ensemble method.
+
+    Args:
+        problem: Prior, measurement or reward or both.
+        num_samples: Samples per measurement; None: 1, or an ensemble where the method draws one.
+
+    Raises:
+        CompatibilityError: Nothing fits.
+    """
+    options = (
+        _for_reward() if problem.likelihood is None else _for_measurement(problem, num_samples)
+    )
+    few = num_samples is not None and num_samples < SMALLEST_ENSEMBLE
+    for choice in options:
+        requires = choice.solver.requires
+        if (few and requires.ensemble) or _too_few(choice.solver, problem, num_samples):
+            continue
+        if not missing_abilities(requires, problem):
+            return choice
+    raise CompatibilityError(
+        "no solver at hand works on this problem; make the operator or reward differentiable (torch operations only), "
+        "or give a solver object"
+    )
+
+
+def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choice]:
+    from invguide import solvers as s
+
+    closed = f"{type(problem.prior).__name__} and a linear operator: the posterior in closed form"
+    if num_samples is None or num_samples == 1:
+        yield Choice(s.ExactPosterior(draw=False), f"{closed}, its mean")
+        yield Choice(s.PosteriorMean(), "y is the signal with noise: the prior's own denoiser")
+        if problem.linear and problem.reward is None:
+            steps = _hqs_steps(problem)
+            yield Choice(s.HQS(num_steps=steps), "linear operator, one answer: best in PSNR")
+    else:
+        yield Choice(s.ExactPosterior(), f"{closed}, drawn from")
+        if problem.orthonormal:
+            reason = "y is the signal with noise: the prior's sampler, from that noise level on"
+        else:
+            reason = "linear operator, Gaussian noise, several samples: best calibrated"
+        if problem.reward is None:
+            yield Choice(s.TweedieMatheron(), reason)
+    what = "a differentiable target" if problem.reward is not None else "a nonlinear operator"
+    yield Choice(s.DPS(), what if not problem.linear else "a differentiable measurement")
+    yield Choice(s.EnsembleTwisted(), "no gradient, fewer measured numbers than members")
+    yield Choice(s.EnKG(), "no gradient, more measured numbers than members")
+    yield from _without_gradient()
+
+
+def _for_reward() -> Iterator[Choice]:
+    from invguide import solvers as s
+
+    yield Choice(s.DPS(), "a differentiable reward")
+    yield from _without_gradient()
+    yield Choice(s.SCG(), "no gradient, few samples")
+
+
+def _without_gradient() -> Iterator[Choice]:
+    from invguide import solvers as s
+
+    yield Choice(s.FeynmanKac(), "no gradient: particles, weighed and resampled")
+    yield Choice(s.DPSZerothOrder(), "no gradient, few samples: slopes by differences")
+
+
+def _hqs_steps(problem: Problem) -> int:
+    """Calls within 0.1 dB of the best number: fewer where every pixel of y averages many of x (`bench steps`)."""
+    likelihood = problem.likelihood
+    assert likelihood is not None
+    whole = likelihood.operator.observed() is None
+    reduces = likelihood.y[0].numel() <= 0.5 * math.prod(problem.data_shape)
+    return 8 if whole and reduces else 15
+
+
+def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:
+    """Whether a method that weighs its members has fewer of them than one measurement has numbers."""
+    if not solver.requires.weighs or problem.likelihood is None:
+        return False
+    return problem.likelihood.y[0].numel() > (num_samples or solver.settings["ensemble_size"])

@@ -1,0 +1,72 @@
+"""Denoising in one network call: the prior's own posterior mean at the noise level of the measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from invguide.problem import Problem
+from invguide.rng import Noise
+from invguide.solver import Requires, Solver
+from invguide.symmetry import SYMMETRIES, turn_back, turn_image
+
+
+class PosteriorMeanState(NamedTuple):
+    total: Tensor  # (B, *shape), the sum over the views so far
+    denoised: Tensor  # (B, *shape), their mean
+
+
+class PosteriorMeanInfo(NamedTuple):
+    sigma: Tensor  # (B,), the noise level, normalised units
+
+
+@dataclass(frozen=True)
+class PosteriorMean(Solver[PosteriorMeanState]):
+    """E[x | y] where the measurement is the signal itself, or an orthonormal transform of it, with Gaussian noise.
+
+    Algorithm:
+        x = mean over k of T_k^-1 D(T_k A* y; sigma_y),   T_k the first num_steps mirror images and quarter turns
+
+    Source:
+        Robbins 1956, Miyasawa 1961 (Tweedie's formula): the denoiser of the prior at sigma_y is the posterior mean.
+        For A A* = A* A = I, A* y = x + sigma_y A* n is such a noisy signal. The mean over views is geometric
+        self-ensembling (Timofte, Rothe, Van Gool 2016, arXiv 1511.02228, sec. 3.5).
+
+    Differences:
+        None. Views other than the first are taken only where the prior says that it is `symmetric`.
+
+    Bias:
+        None for an exact prior. A point estimate: seeds agree, and `std` is NaN.
+
+    Args:
+        num_steps: Network calls, one for each view, of which there are eight. Eight gain about 0.1 dB on photographs
+            (`invguide bench denoise`).
+    """
+
+    requires: ClassVar[Requires] = Requires(
+        target="likelihood", gradient=False, linear=True, gaussian=True, orthonormal=True
+    )
+    point_estimate: ClassVar[bool] = True
+
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        self.check_steps()
+
+    def init(self, problem: Problem, noise: Noise) -> PosteriorMeanState:
+        blank = 0 * problem.whole_signal()
+        return PosteriorMeanState(blank, blank)
+
+    def step(
+        self, problem: Problem, state: PosteriorMeanState, k: int, noise: Noise
+    ) -> tuple[PosteriorMeanState, PosteriorMeanInfo]:
+        turn = k % SYMMETRIES if problem.prior.symmetric else 0
+        level = problem.whole_signal_level()
+        view = turn_image(problem.whole_signal(), turn)
+        total = state.total + turn_back(problem.denoise(view, level), turn)
+        return PosteriorMeanState(total, total / (k + 1)), PosteriorMeanInfo(level)
+
+    def estimate(self, state: PosteriorMeanState) -> Tensor:
+        return state.denoised
