@@ -95,7 +95,9 @@ def _hqs_steps(problem: Problem) -> int:
     assert likelihood is not None
     whole = likelihood.operator.observed() is None
     reduces = likelihood.y[0].numel() <= 0.5 * math.prod(problem.data_shape)
-    return 8 if whole and reduces else 15
+    if not whole:
+        return 30
+    return 8 if reduces else 15
 
 
 def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:

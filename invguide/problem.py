@@ -389,7 +389,8 @@ class Problem:
 
     def closed_form_posterior(self, row: int) -> Prior:
         """The exact posterior of one row, a prior with `mean` and `sample(n, seed)`, normalised units."""
-        assert self.likelihood is not None and self.sigma_y is not None
+        assert self.likelihood is not None
+        assert self.sigma_y is not None
         sigma = float(self.sigma_y[row]) * self.prior.scale
         return self.prior.posterior(self.likelihood.operator, self.y[row, None], sigma)  # pyright: ignore[reportCallIssue]
 

@@ -32,7 +32,7 @@ class Requires:
         ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
             `ensemble_size`, and its rows all belong to one measurement.
         gaussian: Needs Gaussian noise of known sigma_y.
-        orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior that is valid at it.
+        orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior valid at it.
         closed_form: Needs a prior with a `posterior` of its own, and one sigma_y per measurement.
         weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
             to none of them would be left. "auto" looks at this.
@@ -158,7 +158,7 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
             )
         if requires.closed_form and not problem.closed_form:
             missing.append(
-                "needs a prior whose posterior is known in closed form, such as a Gaussian or a mixture, and one sigma_y"
+                "needs a prior whose posterior is known in closed form (a Gaussian, a mixture), and one sigma_y"
             )
     if requires.residuals and problem.likelihood is not None and not problem.has_residuals:
         missing.append("needs the standard deviation of the noise, and a log density tells none")

@@ -31,7 +31,7 @@ class TweedieMatheronInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class TweedieMatheron(Solver[TweedieMatheronState]):
-    """Ancestral sampling whose clean estimate is a draw of x0 given x_a and y, by Tweedie's covariance and Matheron's rule.
+    """Ancestral sampling by draws of x0 given x_a and y: Tweedie's covariance, Matheron's rule.
 
     Algorithm:
         D = D(x; a),   C = a^2 J,   J = dD/dx (products by vjp);   n, m, e standard normals
@@ -55,8 +55,8 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
         diverge on them.
 
     Bias:
-        None for a Gaussian prior but that of the draw, whose spectrum is J^2 in place of J, and of an unconverged solve;
-        for others C is Tweedie's at x, as if x0 given x were Gaussian. `invguide bench calibration` measures it.
+        None for a Gaussian prior but that of the draw, whose spectrum is J^2 in place of J, and of an unconverged
+        solve; for others C is Tweedie's at x, as if x0 given x were Gaussian. `invguide bench calibration` measures it.
 
     Args:
         num_steps: Levels; a sixth of them, at least one, above eight times the size of clean signals, the rest (rho =
