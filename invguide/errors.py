@@ -37,7 +37,7 @@ class RunError(InvguideError, RuntimeError):
 
 
 class DivergenceError(RunError):
-    """A sample became non-finite or left the data by orders of magnitude; the message is the diagnosis."""
+    """A sample became non-finite, ran away, or ends large and worse than a blank one; the message is the diagnosis."""
 
 
 class BlackBoxError(RunError):
