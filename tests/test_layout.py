@@ -89,7 +89,6 @@ def test_the_lowest_versions_are_those_that_are_tested():
         assert version == allowed.get(name, version), f"{name}: two lowest versions"
 
 
-
 @pytest.mark.parametrize("name", LINKS)
 def test_link_resolves_to_its_folder(name: str):
     link = ROOT / "invguide" / name
