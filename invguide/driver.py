@@ -84,11 +84,12 @@ def run(
         solver: The algorithm and its hyper-parameters.
         problem: Prior, likelihood or reward.
         num_samples: Samples per measurement, 1 by default; ensemble methods return their ensemble.
-        seed: Sample i of measurement b depends on (seed, b, i) only, not on how samples are batched.
+        seed: Sample i of measurement b depends on (seed, b, i) only, not on how samples are batched: to the last bit
+            where the shapes of the arithmetic are the same, as after an interruption, to rounding where they are not.
         batch_size: Samples that advance together, or "auto": what suits the device, and half of it whenever memory
             turns out to be short; of an ensemble, members in one network call.
         device: "cpu", "cuda", ...; by default CUDA where there is one. A list, or "cuda:all", shares the samples out
-            among several; the result does not depend on how many.
+            among several; how many changes the result by rounding only.
         dtype: Type of the state; by default the prior's, but at least float32.
         progress: Show a progress bar once the run has taken two seconds.
         callbacks: Called with a StepReport after every step.

@@ -80,8 +80,9 @@ def restore_on_workers(
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> list[Row]:
-    """Restore every picture of a folder as `restore_folder` does, to the same bits, on local processes or dask.
+    """Restore every picture of a folder as `restore_folder` does, on local processes or dask.
 
+    Results are those of one process to rounding: sums over another number of threads are added in another order.
     A picture whose worker died is tried once more, alone. Interrupted runs go on where they stopped.
 
     Args:

@@ -60,6 +60,12 @@ def fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def every_network_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What load_prior checks follows from how long a call takes; no test may."""
+    monkeypatch.setattr("invguide.priors.doctor.QUICK", float("inf"))
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""

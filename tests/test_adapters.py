@@ -92,6 +92,10 @@ def test_linear_callables():
             assert torch.allclose(solution, expected, atol=1e-5)
 
 
+def dark(x: torch.Tensor) -> torch.Tensor:
+    raise ZeroDivisionError("no light")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -101,7 +105,7 @@ def test_linear_callables():
         (lambda: as_operator(torch.sin, linear=True), InputError, "needs shape="),
         (lambda: as_operator(lambda x: x[0])(torch.ones(2, 3)), ShapeError, "2 samples"),
         (lambda: as_operator(lambda x: (x, x))(torch.ones(2, 3)), InputError, "returned tuple"),
-        (lambda: as_operator(lambda x: 1 / 0)(torch.ones(2, 3)), InputError, "division by zero"),
+        (lambda: as_operator(dark)(torch.ones(2, 3)), InputError, "no light"),
         (lambda: as_operator(np.sort, linear=True, shape=(3,)), InputError, "pass adjoint"),
     ],
 )

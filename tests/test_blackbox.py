@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -33,6 +34,10 @@ from invguide.errors import BlackBoxError, InputError, RunError, ShapeError
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 
 X = torch.linspace(-1, 2, 24).reshape(8, 3)
+LIMIT = 600  # seconds until something is given up that must come to an end
+PATIENCE = (
+    4.0  # seconds: far more than any call takes that is to be answered, on a busy machine too
+)
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
@@ -260,7 +265,7 @@ def troubled(x: np.ndarray, folder: Path | None = None) -> np.ndarray:
 
 
 def test_every_state(boxes: Callable[..., ig.BlackBox]):
-    box = boxes(troubled, workers=2, timeout=0.5, retries=1, max_failed=1.0)
+    box = boxes(troubled, workers=2, timeout=PATIENCE, retries=1, max_failed=1.0)
     y = box(X)
     assert states(box) == [
         "ok",
@@ -273,10 +278,11 @@ def test_every_state(boxes: Callable[..., ig.BlackBox]):
         "ok",
     ]
     details = [member.detail for member in box.last]
-    assert details[1].startswith("ValueError: negative density (test_blackbox.py:")
+    # Where it was raised is told by whoever pickled the function: its file, or that it has none.
+    assert re.match(r"ValueError: negative density \(.+:\d+\)", details[1])
     assert details[2] == "1 of 2 numbers are NaN or infinite"
-    assert details[3] == "no answer after 0.5 s"
-    assert "EXIT(3)" in details[4]
+    assert details[3] == f"no answer after {PATIENCE:g} s"
+    assert details[4]  # loky says how it died
     assert details[5].startswith("SystemExit: gave up")
     assert [member.attempts for member in box.last] == [1, 2, 1, 2, 2, 2, 1, 1]
     assert torch.equal(y.isnan().all(1), torch.tensor([0, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool))
@@ -286,7 +292,7 @@ def test_every_state(boxes: Callable[..., ig.BlackBox]):
     figures = ("calls", "ok", "failed", "non_finite", "timed_out", "lost_worker", "retries")
     assert [summary[name] for name in figures] == [8, 3, 2, 1, 1, 1, 4]
     assert summary["resubmitted"] == 0  # a worker takes no other call with it
-    assert 1.0 <= summary["busy_seconds"] < 2 * summary["wall_seconds"]
+    assert 2 * PATIENCE <= summary["busy_seconds"] < 2 * summary["wall_seconds"]
     assert json.loads(json.dumps(summary)) == summary
     assert box.progress_text() == "8 calls, 5 failed"
 
@@ -337,7 +343,7 @@ def test_a_hung_worker_is_gone(tmp_path: Path, boxes: Callable[..., ig.BlackBox]
             time.sleep(100)
         return 1.0
 
-    box = boxes(hang, workers=1, timeout=0.5, retries=0)
+    box = boxes(hang, workers=1, timeout=PATIENCE, retries=0)
     y = box(X)
     assert torch.equal(y[1:], torch.ones(7))
     for pid in (tmp_path / "pids").read_text().split():
@@ -361,10 +367,10 @@ def test_starting_a_worker_is_not_the_time_of_the_call(boxes: Callable[..., ig.B
             return slow_load, ()
 
     def slow_load():
-        time.sleep(1.0)
+        time.sleep(PATIENCE + 0.5)
         return Slow()
 
-    box = boxes(Slow(), workers=1, timeout=0.5, retries=0)
+    box = boxes(Slow(), workers=1, timeout=PATIENCE, retries=0)
     assert torch.equal(box(X), torch.ones(8))
 
 
@@ -424,16 +430,16 @@ def test_hung_calls_of_a_foreign_executor_are_given_up():
 
     def hang(x: np.ndarray) -> float:
         if x[0] < -0.9:
-            release.wait(20)
+            release.wait(100)
         return 1.0
 
     with ThreadPoolExecutor(2) as threads:
-        box = ig.BlackBox(hang, executor=threads, timeout=0.3)
+        box = ig.BlackBox(hang, executor=threads, timeout=PATIENCE)
         y = box(X)
         assert states(box) == ["timed out", *["ok"] * 7]
         assert torch.equal(y[1:], torch.ones(7))
         with ThreadPoolExecutor(2) as others:
-            box = ig.BlackBox(lambda x: release.wait(20), executor=others, timeout=0.3)
+            box = ig.BlackBox(lambda x: release.wait(100), executor=others, timeout=0.3)
             with pytest.raises(BlackBoxError, match="all 2 workers of the executor hang"):
                 box(X)
             release.set()
@@ -497,7 +503,7 @@ def test_the_report_replays(tmp_path: Path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert again.returncode == 1
     assert "ValueError: sample begins with -1.00" in again.stderr
@@ -625,7 +631,8 @@ import numpy as np, torch, invguide as ig
 root = Path(sys.argv[1])
 def simulate(x: np.ndarray):
     (root / "marks" / f"{int(x[0])}.{os.getpid()}.{time.time_ns()}").touch()
-    time.sleep(0.05)
+    while x[0] >= 12 and not (root / "go").exists():
+        time.sleep(0.01)
     return x * 2
 box = ig.BlackBox(simulate, workers=2, cache=root / "cache")
 x = torch.arange(24.0).reshape(24, 1)
@@ -637,25 +644,27 @@ print(box.summary()["calls"], box.summary()["cached"])
 
 
 def test_a_killed_client_resumes_without_repeating(tmp_path: Path, marks: Path):
+    """Killed when twelve calls are kept and both workers are in the middle of another."""
     script = tmp_path / "client.py"
     script.write_text(CLIENT)
     call = [sys.executable, str(script), str(tmp_path)]
-    finished = lambda: {f.stem for f in (tmp_path / "cache").rglob("*.npy")}  # noqa: E731
+    finished = lambda: list((tmp_path / "cache").rglob("*.npy"))  # noqa: E731
+    begun = lambda: {f.name for f in marks.iterdir()}  # noqa: E731
     with subprocess.Popen(call) as client:
-        while len(finished()) < 6:
+        while len(finished()) < 12 or len(begun()) < 14:
             assert client.poll() is None
             time.sleep(0.02)
         client.kill()
-    kept = len(finished())
-    assert 6 <= kept < 24
-    before = {f.name for f in marks.iterdir()}
-    again = subprocess.run(call, capture_output=True, text=True, timeout=120, check=True)
-    assert again.stdout.split() == [str(24 - kept), str(kept)]
-    new = [f for f in marks.iterdir() if f.name not in before]
+    assert len(finished()) == 12
+    before = begun()
+    assert len(before) == 14
+    (tmp_path / "go").touch()
+    again = subprocess.run(call, capture_output=True, text=True, timeout=LIMIT, check=True)
+    assert again.stdout.split() == ["12", "12"]
     # Orphans may have finished what they had begun; nobody began anything else.
-    assert len(new) == 24 - kept
-    deadline = time.monotonic() + 20
-    workers = {int(f.name.split(".")[1]) for f in marks.iterdir()}
+    assert len(begun() - before) == 12
+    deadline = time.monotonic() + LIMIT
+    workers = {int(name.split(".")[1]) for name in begun()}
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in workers)  # workers do not outlive their client
@@ -697,7 +706,7 @@ def test_identity_is_stable_between_processes_and_sees_changes():
     assert len(set(first)) == len(first)
     code = FUNCTIONS.format(scale=1.0, constant=2, weight=3.0) + PRINT
     other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT
     )
     assert other.stdout.split() == first
     differs = lambda **v: [a != b for a, b in zip(first, identities(**v))]  # noqa: E731
@@ -768,7 +777,7 @@ def test_command_finds_files_of_the_present_folder_and_its_variables(
         box(X)
     replay = str(e.value).splitlines()[-1].split(": ", 1)[1]
     again = subprocess.run(
-        shlex.split(replay), cwd="/", capture_output=True, text=True, timeout=60
+        shlex.split(replay), cwd="/", capture_output=True, text=True, timeout=LIMIT
     )
     assert (again.returncode, again.stderr) == (3, "hello\n")
     # An edited script is another command to the cache.
@@ -793,9 +802,9 @@ OBJECTS = "import numpy, sys; numpy.save(sys.argv[2], numpy.array([{}, 1]), allo
         ),
         ("sh -c 'kill -9 $$'", "npy", "ended by signal SIGKILL"),
         ("true", "npy", "exit code 0, but it wrote no output.npy"),
-        (f'{sys.executable} -c "{PICKLE}"', "npy", "no npy file of numbers .*magic string"),
-        (f'{sys.executable} -c "{PICKLE}"', "npz", "no npz file of numbers .*pickle"),
-        (f'{sys.executable} -c "{OBJECTS}"', "npy", "Object arrays cannot be loaded"),
+        (f'{sys.executable} -c "{PICKLE}"', "npy", r"no npy file of numbers \(.+\)"),
+        (f'{sys.executable} -c "{PICKLE}"', "npz", r"no npz file of numbers \(.+\)"),
+        (f'{sys.executable} -c "{OBJECTS}"', "npy", r"no npy file of numbers \(.+\)"),
         ("sh -c 'echo hello > $1'", "txt", "no txt file of numbers .*hello"),
         ("sh -c ': > $1'", "txt", "empty array"),
         ("sh -c 'echo null > $1'", "json", "returned NoneType"),
@@ -814,41 +823,52 @@ def test_command_failures(line: str, format: str, match: str):
     assert box.last[0].state == ("timed out" if "sleep" in line else "failed")
 
 
+def processes() -> Iterator[tuple[int, str]]:
+    """The parent of every process that runs, and its command line."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            command = (folder / "cmdline").read_text().replace("\0", " ").strip()
+            if state != "Z":
+                yield int(parent), command
+
+
 def leftovers() -> tuple[int, int, int]:
     """Children, temporary folders and open files of this process."""
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
+    children = [parent for parent, _ in processes() if parent == os.getpid()]
     folders = list(Path(tempfile.gettempdir()).glob("invguide-*"))
-    return len(children.stdout.split()), len(folders), len(os.listdir("/proc/self/fd"))
+    return len(children), len(folders), len(os.listdir("/proc/self/fd"))
 
 
-def test_commands_leave_nothing_behind(own_tmp: Path):
+@pytest.fixture
+def sleep() -> str:
+    """A command that sleeps, and that nobody else on this machine has started."""
+    return f"sleep 1000.{os.getpid()}"
+
+
+def test_commands_leave_nothing_behind(own_tmp: Path, sleep: str):
     script = own_tmp / "some.sh"
     script.write_text(
-        'n=$(od -An -tu1 -j131 -N1 "$1"); case $n in *191) sleep 60 & sleep 60;; *) cp "$1" "$2";; esac'
+        f'n=$(od -An -tu1 -j131 -N1 "$1"); case $n in *191) {sleep} & {sleep};; *) cp "$1" "$2";; esac'
     )
     x = torch.ones(150, 1)
     x[::50] = -1.0  # last byte 191: hangs, and its child too
     box = ig.BlackBox(
-        ig.Command(f"sh {script} {{input}} {{output}}"), workers=4, timeout=0.3, retries=0
+        ig.Command(f"sh {script} {{input}} {{output}}"), workers=4, timeout=PATIENCE, retries=0
     )
     box(x[1:5])
     before = leftovers()
     y = box(x)
     assert torch.equal(y[:, 0].isnan(), x[:, 0] < 0)
     assert leftovers() == before
-    sleeping = subprocess.run(
-        ["pgrep", "-f", "^sleep 60$"], capture_output=True, text=True
-    ).stdout.split()
-    assert not any(alive(int(pid)) for pid in sleeping)
+    assert sleep not in [command for _, command in processes()]
     box.close()
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_an_interrupt_ends_commands(workers: int | None, own_tmp: Path):
+def test_an_interrupt_ends_commands(workers: int | None, own_tmp: Path, sleep: str):
     box = ig.BlackBox(
-        ig.Command("sh -c 'echo > started; sleep 61' {input} {output}"), workers=workers
+        ig.Command(f"sh -c 'echo > started; {sleep}' {{input}} {{output}}"), workers=workers
     )
     before = leftovers()
 
@@ -868,10 +888,7 @@ def test_an_interrupt_ends_commands(workers: int | None, own_tmp: Path):
         signal.signal(signal.SIGINT, handler)
     thread.join()
     assert leftovers() == before
-    sleeping = subprocess.run(
-        ["pgrep", "-f", "^sleep 61$"], capture_output=True, text=True
-    ).stdout.split()
-    assert not any(alive(int(pid)) for pid in sleeping)
+    assert sleep not in [command for _, command in processes()]
     assert set(states(box)) == {"stopped"}
 
 

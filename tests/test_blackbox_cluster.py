@@ -46,12 +46,15 @@ def client() -> Iterator[Any]:
         yield client
 
 
-def test_bits_equal_those_of_one_process(client: Any):
+def test_bits_equal_those_of_one_process(client: Any, tmp_path: Path):
     pids: list[int] = list(client.run(os.getpid).values())
     assert len(set(pids)) == 3
 
     def where(x: np.ndarray) -> np.ndarray:
-        time.sleep(0.02)
+        (tmp_path / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)  # until every worker has a call
         return np.array([float(os.getpid())])
 
     box = ig.BlackBox(where, executor=client.get_executor())
@@ -84,7 +87,7 @@ def test_a_killed_worker_costs_nothing(client: Any, tmp_path: Path):
     assert torch.equal(y, ig.BlackBox(smooth)(X))
     assert {member.state for member in box.last} == {"ok"}
     assert {member.attempts for member in box.last} == {1}
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=600)
     assert set(client.run(os.getpid).values()) != set(pids)
 
 
@@ -98,10 +101,10 @@ def test_a_deadly_call_is_isolated(client: Any):
     box = ig.BlackBox(deadly, executor=client.get_executor())
     y = box(X)
     assert [member.state for member in box.last] == ["ok"] * 11 + ["lost worker"]
-    assert "KilledWorker" in box.last[11].detail
+    assert distributed.scheduler.KilledWorker.__name__ in box.last[11].detail
     assert torch.equal(y[:11], ig.BlackBox(smooth)(X[:11]))
     assert y[11].isnan().all()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=600)
 
 
 def test_failures_and_repeated_calls(client: Any, tmp_path: Path):
@@ -133,10 +136,10 @@ def test_failures_and_repeated_calls(client: Any, tmp_path: Path):
 def test_a_hung_call_is_given_up(client: Any):
     def hang(x: np.ndarray) -> float:
         if x[0] < -0.9:
-            time.sleep(6)
+            time.sleep(12)
         return float(x[0])
 
-    box = ig.BlackBox(hang, executor=client.get_executor(), timeout=3)
+    box = ig.BlackBox(hang, executor=client.get_executor(), timeout=6)
     y = box(X)
     assert [member.state for member in box.last] == ["timed out"] + ["ok"] * 11
     assert torch.equal(y[1:], X[1:, 0])

@@ -477,7 +477,7 @@ def test_the_photograph_has_a_licence():
 def program(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "invguide", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=120, env=os.environ
+        command, cwd=cwd, capture_output=True, text=True, timeout=900, env=os.environ
     )
 
 
@@ -505,7 +505,7 @@ def test_help_is_light():
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     for command in (

@@ -43,6 +43,6 @@ def test_examples_run():
         "White",
     ]
     code = "\n".join([*blocks, USE])
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "done"

@@ -42,16 +42,23 @@ class Small(Prior):
 
 
 def run(prior: Prior, solver=None, num_samples: int | None = 5, **settings) -> Result:
-    y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
     likelihood = ig.Likelihood(GaussianBlur(sigma=1.0), y, 0.2)
     problem = ig.Problem(prior, likelihood)
-    settings = {"device": "cpu", "progress": False, **settings}
+    settings = {"device": "cpu", "dtype": torch.float64, "progress": False, **settings}
     return driver.run(solver or DPS(num_steps=4), problem, num_samples, **settings)
 
 
+# Batches of another size are equal to rounding, not to the last bit: how a sum is vectorised depends on the shape. In
+# float64 a step rounds a hundred times, each time by 1.1e-16 of at most 40, four sigma at the first level, and the
+# steps contract: four of them make 2e-12. Other noise, or rows that know of each other, make 1e-3 and more.
+ROUNDING = {"rtol": 0, "atol": 1e-11}
+
+
 def same(a: Result, b: Result) -> bool:
-    """To the last bit: every operation of this prior and operator is one of rows."""
-    return torch.equal(a.samples, b.samples) and a.status == b.status and a.nfe == b.nfe
+    assert a.samples.dtype == torch.float64
+    close = torch.allclose(a.samples, b.samples, **ROUNDING)
+    return close and a.status == b.status and a.nfe == b.nfe
 
 
 # ---- memory
@@ -72,7 +79,7 @@ def test_short_memory_halves_the_batch_and_changes_nothing(solver, limit: int) -
 def test_memory_that_runs_short_later() -> None:
     small = Small(limit=2, after=2)
     result = run(small, batch_size="auto")
-    assert torch.equal(result.samples, run(Small()).samples)
+    assert torch.allclose(result.samples, run(Small()).samples, **ROUNDING)
     assert result.status == [["ok"] * 5] * 2
 
 
@@ -81,8 +88,9 @@ def test_candidates_are_evaluated_in_parts() -> None:
     reward = as_reward(lambda x: -x.square().flatten(1).sum(1))
 
     def search(prior: Prior) -> Result:
-        solver = SCG(num_candidates=8, num_steps=3)
-        return ig.guide(prior, reward, solver=solver, num_samples=1, device="cpu", progress=False)
+        problem = ig.Problem(prior, reward=reward)
+        settings = {"device": "cpu", "dtype": torch.float64, "progress": False}
+        return driver.run(SCG(num_candidates=8, num_steps=3), problem, 1, **settings)
 
     small = Small(limit=3)
     assert same(search(small), search(Small()))
@@ -124,9 +132,8 @@ def test_the_number_of_devices_does_not_matter(solver, count: int, batch_size) -
 
 
 def test_devices_work_at_the_same_time_and_short_memory_is_theirs() -> None:
-    meeting = threading.Barrier(
-        2, timeout=30
-    )  # broken unless two samples are in their first step at once
+    # Broken unless two samples are in their first step at once.
+    meeting = threading.Barrier(2, timeout=300)
     met: list[int] = []
 
     def meet(report: driver.StepReport) -> None:

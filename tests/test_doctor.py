@@ -260,6 +260,26 @@ def test_load_prior_refuses_a_bad_fit_and_names_the_right_one(fault: str):
         ig.load_prior(Network(prior, truth), **told, shape=shape, check=images)
 
 
+def test_of_a_slow_network_only_the_meaning_of_its_output_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("invguide.priors.doctor.QUICK", 0.0)
+    prior, shape, images = field()
+    calls = []
+
+    def count(truth: Convention, told: dict[str, Any]) -> Module:
+        net = Network(prior, truth)
+        return Module(lambda x, t: calls.append(len(x)) or net(x, t))
+
+    truth, told, message = FAULTS["v told as eps"]
+    with pytest.raises(InputError, match=rf"trained otherwise: wrong: .* {message}\. If"):
+        ig.load_prior(count(truth, told), **told, shape=shape, check=images)
+    assert calls == [1] * (2 + 6)  # two for the time that it takes, one a level, one picture each
+    truth, told, _ = FAULTS["cosine told as linear"]
+    with pytest.warns(UserWarning, match=r"more is told by prior\.check\(\)"):
+        ig.load_prior(count(truth, told), **told, shape=shape, check=images)
+
+
 @pytest.mark.parametrize("fault", list(FAULTS)[::3])
 def test_load_prior_takes_a_good_fit(fault: str):
     truth = FAULTS[fault][0]

@@ -1,4 +1,4 @@
-"""A folder on many workers: the bits of one process, and what a dead worker costs."""
+"""A folder on many workers: the pictures of one process, and what a dead worker costs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def deadly(restorer: Restorer, marks: Path) -> Restorer:
 def test_a_dead_worker_costs_its_picture_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever dies once is restored after all, to the bits of one process; whoever dies twice is reported."""
+    """Whoever dies once is restored after all, as by one process; whoever dies twice is reported."""
     one, many, marks = tmp_path / "one", tmp_path / "many", tmp_path / "marks"
     marks.mkdir()
     run("restore", folder, *QUICK, "--arrays", "--out", one, code=1)
@@ -74,7 +74,6 @@ def test_a_dead_worker_costs_its_picture_only(
         printed = run(*command, 2, code=1)
     assert printed.splitlines()[-1].startswith("error: 2 of 5 pictures failed (see above)")
     assert "c.png: failed: its worker died, twice" in printed
-    assert "SIGKILL" in printed
     assert "x.png is not a picture" in printed
     calls = [len(list(marks.glob(f"{name}.png-*"))) for name in "abcdx"]
     assert calls == [1, 2, 2, 1, 1]
@@ -85,15 +84,35 @@ def test_a_dead_worker_costs_its_picture_only(
     printed = run(*command, 1)
     assert printed.count("done already") == 6  # lines and rows of the table
     for name in "abcd":
-        for file in ("restored.png", "samples.npy"):
-            assert (one / name / file).read_bytes() == (many / name / file).read_bytes()
-        told = [json.loads((out / name / "manifest.json").read_text()) for out in (one, many)]
-        for manifest in told:
-            manifest.pop("seconds")
-        assert told[0] == told[1]
+        assert_same(one / name, many / name)
 
 
-def test_dask_gives_the_same_bits(folder: Path, tmp_path: Path) -> None:
+def assert_same(one: Path, many: Path) -> None:
+    """To rounding: the processes of workers have other numbers of threads, which add up in another order.
+
+    Three steps of a float32 network lose 1e-5 of [0, 1] at most; another noise, prior or picture makes 1e-2.
+    """
+    samples = [np.load(out / "samples.npy") for out in (one, many)]
+    np.testing.assert_allclose(*samples, rtol=0, atol=1e-4)
+    pixels = [np.asarray(Image.open(out / "restored.png")).astype(int) for out in (one, many)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    told = [json.loads((out / "manifest.json").read_text()) for out in (one, many)]
+    for manifest in told:
+        manifest.pop("seconds")
+    numbers: list[list[float]] = [[], []]
+    words = [
+        json.dumps(
+            json.loads(
+                json.dumps(manifest), parse_float=lambda x, kept=kept: kept.append(float(x))
+            )
+        )
+        for manifest, kept in zip(told, numbers, strict=True)
+    ]
+    assert words[0] == words[1]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
+
+
+def test_dask_gives_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     (folder / "x.png").unlink()
     one, many = tmp_path / "one", tmp_path / "many"
@@ -107,9 +126,7 @@ def test_dask_gives_the_same_bits(folder: Path, tmp_path: Path) -> None:
         )
     assert "[4 of 4]" in printed
     for name in "abcd":
-        assert (one / name / "samples.npy").read_bytes() == (
-            many / name / "samples.npy"
-        ).read_bytes()
+        assert_same(one / name, many / name)
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
@@ -151,11 +168,13 @@ def test_environments_share_what_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert environments(100, "cpu")[0]["OMP_NUM_THREADS"] == "1"
 
 
-def test_gpus_are_dealt_out_and_that_of_a_dead_worker_is_free_again() -> None:
+def test_gpus_are_dealt_out_and_that_of_a_dead_worker_is_free_again(tmp_path: Path) -> None:
     def gpu(x: np.ndarray) -> np.ndarray:  # local, so that it is pickled by value
-        time.sleep(0.3)  # nobody takes two turns before all have started
         if x < 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / f"{int(x)}.{os.getpid()}").touch()
+        while len(list(tmp_path.glob(f"{int(x)}.*"))) < 3:  # nobody takes two turns of a round
+            time.sleep(0.01)
         return np.array([int(os.environ["CUDA_VISIBLE_DEVICES"]), os.getpid()])
 
     dealt = [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(2)]
@@ -167,14 +186,14 @@ def test_gpus_are_dealt_out_and_that_of_a_dead_worker_is_free_again() -> None:
         evaluate(pool, arrays, lambda i, reply, attempts: replies.update({i: reply}), Ledger())
         return [replies[i] for i in range(len(inputs))]
 
-    def gpus() -> list[int]:
-        return sorted(g for g, _ in {tuple(reply[1].tolist()) for reply in call(*[1.0] * 6)})
+    def gpus(turn: float) -> list[int]:
+        return sorted(g for g, _ in {tuple(reply[1].tolist()) for reply in call(*[turn] * 3)})
 
     try:
-        assert gpus() == [0, 0, 1]
+        assert gpus(1) == [0, 0, 1]
         assert call(-1.0)[0][0] == "lost worker"
         living = [int(worker.environment["CUDA_VISIBLE_DEVICES"]) for worker in pool.idle]
         assert len(living) == 2
-        assert gpus() == sorted([*living, min((0, 1), key=living.count)])
+        assert gpus(2) == sorted([*living, min((0, 1), key=living.count)])
     finally:
         pool.close()

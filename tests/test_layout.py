@@ -8,8 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("operators", "solvers")
@@ -32,7 +35,7 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -52,14 +55,38 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def declared_packages() -> list[str]:
+def pyproject() -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"][
-        "packages"
-    ]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def declared_packages() -> list[str]:
+    return pyproject()["tool"]["setuptools"]["packages"]
+
+
+def lowest(requirements: list[str], sign: str) -> dict[str, Version]:
+    """The version of each package that a sign, such as >=, stands before."""
+    found = {}
+    for requirement in map(Requirement, requirements):
+        (specifier,) = requirement.specifier
+        assert specifier.operator == sign, requirement
+        found[requirement.name] = Version(specifier.version)
+    return found
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    """Of what users install; tools of the tests alone are the newest."""
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    allowed = lowest(project["dependencies"] + extras["cluster"] + extras["diffusers"], ">=")
+    lines = (ROOT / ".ci" / "lowest.txt").read_text("utf-8").splitlines()
+    tested = lowest([line for line in lines if not line.startswith("#")], "==")
+    assert tested == allowed, "make .ci/lowest.txt agree with pyproject.toml"
+    for name, version in lowest([r for r in extras["test"] if "[" not in r], ">=").items():
+        assert version == allowed.get(name, version), f"{name}: two lowest versions"
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -155,7 +182,7 @@ def lint_imports(config: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -28,7 +28,7 @@ def execute(path: Path, folder: Path) -> Any:
     """Run a copy in another folder, in a kernel of its own; the notebook with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
     return notebook
 

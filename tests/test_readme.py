@@ -109,7 +109,7 @@ def table_of_solvers() -> dict[str, dict[str, str]]:
 def test_python_runs(index: int, tmp_path: Path):
     code = "\n".join([SMALL, PYTHON[index], AFTER[index]])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     printed = (
@@ -158,8 +158,10 @@ def test_commands_are_found_and_wrong_ones_do_not_parse():
         "invguide restor",
         "invguide bench restore --size x",
     ):
-        with pytest.raises(Exception, match=r"(?i)no such|valid integer"):
+        # Of click, or of the copy of it in newer typer: a usage error has this code, whatever its words.
+        with pytest.raises(Exception) as refused:
             parse(wrong)
+        assert getattr(refused.value, "exit_code", None) == 2
 
 
 def test_every_solver_is_in_the_table():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.gradcheck import GradcheckError
 
 import invguide as ig
 from invguide.errors import InputError, ShapeError
@@ -507,7 +508,7 @@ class Detour(torch.autograd.Function):
 
 def test_wrong_gradients_and_gram_matrices_are_found():
     layers, x, reference = Layers(), images(2), images(1, (3, 8, 9))[0]
-    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+    with pytest.raises(GradcheckError):
         test_gradients_are_central_differences(Style(Detour.apply, reference))
     assert failed(SharedGram(layers, reference)) == {"rows independent"}
     assert not torch.allclose(UnscaledGram(layers, reference)(x), Style(layers, reference)(x))

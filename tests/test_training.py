@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from invguide.priors.embedded import read_unet
 from invguide.priors.unet import UNet
+from invguide.training import trainer
 from invguide.training.card import model_card
 from invguide.training.photos import Crops, centre_crops, load_photos, split_photos
 from invguide.training.trainer import TrainingConfig, draw_sigmas, train, validate
@@ -31,22 +33,30 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_training_learns_resumes_and_ships(photos: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
+def test_training_learns_resumes_and_ships(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes 0.1 s: how much is learned in a minute is a matter of the machine."""
+    ticks = count()
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * next(ticks))
+    monkeypatch.setattr(trainer, "time", clock)
     training, held_out = split_photos(load_photos(photos))
     assert len(training) == 59
     validation = {"held-out": centre_crops(held_out, 32)}
     untrained = validate(UNet(channels=(8, 16)), validation["held-out"], 0.5)
-    config = TrainingConfig(minutes=0.04, phases=((1.0, 24, 16),), warmup_steps=5)
+    config = TrainingConfig(minutes=0.1, phases=((1.0, 24, 16),), warmup_steps=5)
     out = tmp_path / "run"
     first = train(
         UNet(channels=(8, 16)), Crops(training), validation, config, out, compile_network=False
     )
-    longer = replace(config, minutes=0.12)
+    longer = replace(config, minutes=0.3)
     second = train(
         UNet(channels=(8, 16)), Crops(training), validation, longer, out, compile_network=False
     )
-    assert second["step"] > first["step"] > 0
+    # 6 and 18 seconds; whether tenths add up to the last of them is a matter of rounding.
+    assert 60 <= first["step"] <= 61
+    assert 180 <= second["step"] <= 182
+    assert second["minutes"] == 0.3
     # Ramps are far easier than what the untrained network does, which is to shrink its input.
     assert second["validation_psnr"]["held-out"]["0.5"] > untrained["0.5"] + 2
     network, sigma_data = read_unet(out / "weights.safetensors")

@@ -29,7 +29,7 @@ def call(*command: str | Path, cwd: Path, **environment: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
     return run.stdout

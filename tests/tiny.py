@@ -14,7 +14,7 @@ from invguide.cli import app
 def run(*arguments: object, code: int = 0) -> str:
     """Run a command of `invguide`, and return what it printed, errors last."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
     return result.stdout + result.stderr
 
 
