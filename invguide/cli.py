@@ -18,6 +18,7 @@ import typer
 
 from invguide.cli_bench import bench
 from invguide.terminal import RUN_FAILED, Device, Group, Seed, command, print_error
+from invguide.threads import be_passive
 
 if TYPE_CHECKING:
     from invguide.tasks import Options
@@ -36,7 +37,8 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """Entry point of the command `invguide`."""
+    """Entry point of the command `invguide`; nothing before it may import torch, which reads the wait policy once."""
+    be_passive()
     try:
         app(prog_name="invguide")
     except BrokenPipeError:  # `invguide solvers | head`

@@ -25,6 +25,7 @@ from invguide.errors import InputError, require
 from invguide.folder import Row, plan_folder, restore_guarded
 from invguide.progress import progress_bar
 from invguide.restoration import Job, Settings
+from invguide.threads import shared_among
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of dask may have several threads
 
@@ -162,8 +163,7 @@ def _open(
 
 def environments(count: int, device: str) -> list[dict[str, str]]:
     """Variables of local processes: a share of the processors each, and one of the GPUs where there are several."""
-    threads = str(max(1, torch.get_num_threads() // count))
-    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    shared = shared_among(count, torch.get_num_threads())
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return [shared]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

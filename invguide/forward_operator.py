@@ -34,23 +34,38 @@ def conjugate_gradient(
     *,
     max_iterations: int = 500,
     tolerance: float = 1e-6,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
+    error: Callable[[Tensor, Tensor], Tensor] | None = None,
+    goal: Tensor | None = None,
 ) -> Tensor:
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
 
-    A sample that has converged (residual below tolerance * |rhs|) is frozen, so that its answer does not depend
-    on how long its neighbours in the batch take.
+    A sample that has converged is frozen, so that its answer does not depend on how long its neighbours in the batch
+    take: where its residual is below tolerance * |rhs|, or its error below its goal.
 
     Args:
         matvec: The map, (B, ...) -> (B, ...).
         rhs: Right-hand sides, (B, ...).
         max_iterations: Stop here even where the tolerance is not reached.
         tolerance: Relative to |rhs|, per sample.
+        preconditioner: About the inverse of the map, symmetric positive definite too, (B, ...) -> (B, ...).
+        error: How far off a solution is, (B,), by its residual and its preconditioned residual.
+        goal: How far off each sample may be, (B,).
     """
-    x, residual, direction = torch.zeros_like(rhs), rhs, rhs
-    square = inner(residual, residual)
-    goal = tolerance * square.sqrt()
+    x, residual = torch.zeros_like(rhs), rhs
+    conditioned = rhs if preconditioner is None else preconditioner(rhs)
+    direction = conditioned
+    square = inner(residual, conditioned)
+    floor = tolerance * norm(rhs)
+
+    def unfinished() -> Tensor:
+        active = (norm(residual) > floor) & (square > 0)
+        if error is None or goal is None:
+            return active
+        return active & (error(residual, conditioned) > goal)
+
     for _ in range(max_iterations):
-        active = square.sqrt() > goal
+        active = unfinished()
         if not bool(active.any()):
             break
         image = matvec(direction)
@@ -58,9 +73,10 @@ def conjugate_gradient(
         length = torch.where(active & (curvature > 0), square / curvature, 0.0)
         x = x + per_sample(length, x.real) * direction
         residual = residual - per_sample(length, x.real) * image
-        new_square = inner(residual, residual)
+        conditioned = residual if preconditioner is None else preconditioner(residual)
+        new_square = inner(residual, conditioned)
         ratio = torch.where(active, new_square / square, 0.0)
-        direction = residual + per_sample(ratio, x.real) * direction
+        direction = conditioned + per_sample(ratio, x.real) * direction
         square = torch.where(active, new_square, square)
     return x
 
@@ -153,13 +169,67 @@ class LinearOperator(Operator):
         """Return (A A* + ridge I)^-1 rhs; ridge > 0, scalar or (B,). Spectral where `svd` is known, else CG."""
         svd = self._svd_for(rhs)
         if svd is None:
-            damping = per_sample(ridge, rhs.real)
-            return conjugate_gradient(lambda v: self.forward(self.adjoint(v)) + damping * v, rhs)
+            return conjugate_gradient(
+                self._normal(rhs, ridge), rhs, preconditioner=self.preconditioner(rhs, ridge)
+            )
         spectral = svd.U_adjoint(rhs)
         solution = svd.U(spectral / (svd.s**2 + per_sample(ridge, spectral.real)))
         if svd.s.numel() >= rhs[0].numel():
             return solution  # U reaches all of y
         return solution + (rhs - svd.U(spectral)) / per_sample(ridge, rhs.real)
+
+    def _normal(self, rhs: Tensor, ridge: Tensor | float) -> Callable[[Tensor], Tensor]:
+        damping = per_sample(ridge, rhs.real)
+        return lambda v: self.forward(self.adjoint(v)) + damping * v
+
+    def preconditioner(
+        self, rhs: Tensor, ridge: Tensor | float
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Return about (A A* + ridge I)^-1 for measurements like rhs (B, *out_shape), or None where nothing is cheap.
+
+        A function of such measurements, linear, symmetric and positive definite, each sample on its own; `ridge` as
+        for `solve`. Only the time that conjugate gradients take depends on how near it is.
+        """
+        return None
+
+    def damped_pinv(self, y: Tensor, ridge: Tensor | float, error: Tensor | None = None) -> Tensor:
+        """Return A* (A A* + ridge I)^-1 y = (A* A + ridge I)^-1 A* y, what a data step adds to its centre.
+
+        Args:
+            y: Measurements, (B, *out_shape).
+            ridge: Above 0, scalar or (B,).
+            error: How far off each x may be, Euclidean norm, (B,); None: as far as `solve` is. Without `svd` or a
+                `solve` of its own an operator then stops as early as that allows: where |residual| / (2 sqrt(ridge)),
+                which bounds the error, is below it, or, for images, where the residual that went through
+                `circulant.inverse` is.
+        """
+        exact = type(self).solve is not LinearOperator.solve or self._svd_for(y) is not None
+        if exact or error is None:
+            return self.adjoint(self.solve(y, ridge))
+        preconditioner = self.preconditioner(y, ridge)
+        if preconditioner is None:
+            from invguide.circulant import inverse
+
+            rhs = self.adjoint(y)
+            preconditioner = inverse(self, rhs, ridge)
+            if preconditioner is not None:
+                damping = per_sample(ridge, rhs.real)
+                return conjugate_gradient(
+                    lambda x: self.adjoint(self.forward(x)) + damping * x,
+                    rhs,
+                    preconditioner=preconditioner,
+                    error=lambda residual, conditioned: norm(conditioned),
+                    goal=error,
+                )
+        bound = 0.5 * torch.as_tensor(ridge, dtype=y.real.dtype, device=y.device).rsqrt()
+        dual = conjugate_gradient(
+            self._normal(y, ridge),
+            y,
+            preconditioner=preconditioner,
+            error=lambda residual, conditioned: bound * norm(residual),
+            goal=error,
+        )
+        return self.adjoint(dual)
 
     def pinv(self, y: Tensor) -> Tensor:
         """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else CG on A* A x = A* y.
