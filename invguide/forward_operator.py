@@ -35,37 +35,29 @@ def conjugate_gradient(
     max_iterations: int = 500,
     tolerance: float = 1e-6,
     preconditioner: Callable[[Tensor], Tensor] | None = None,
-    error: Callable[[Tensor, Tensor], Tensor] | None = None,
-    goal: Tensor | None = None,
+    enough: Tensor | None = None,
 ) -> Tensor:
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
 
     A sample that has converged is frozen, so that its answer does not depend on how long its neighbours in the batch
-    take: where its residual is below tolerance * |rhs|, or its error below its goal.
+    take.
 
     Args:
         matvec: The map, (B, ...) -> (B, ...).
         rhs: Right-hand sides, (B, ...).
         max_iterations: Stop here even where the tolerance is not reached.
-        tolerance: Relative to |rhs|, per sample.
+        tolerance: A sample has converged where |residual| is at most this times |rhs|,
+        enough: or at most this, (B,), where given.
         preconditioner: About the inverse of the map, symmetric positive definite too, (B, ...) -> (B, ...).
-        error: How far off a solution is, (B,), by its residual and its preconditioned residual.
-        goal: How far off each sample may be, (B,).
     """
     x, residual = torch.zeros_like(rhs), rhs
     conditioned = rhs if preconditioner is None else preconditioner(rhs)
     direction = conditioned
     square = inner(residual, conditioned)
-    floor = tolerance * norm(rhs)
-
-    def unfinished() -> Tensor:
-        active = (norm(residual) > floor) & (square > 0)
-        if error is None or goal is None:
-            return active
-        return active & (error(residual, conditioned) > goal)
-
+    goal = tolerance * norm(rhs)
+    goal = goal if enough is None else torch.maximum(goal, enough)
     for _ in range(max_iterations):
-        active = unfinished()
+        active = (norm(residual) > goal) & (square > 0)
         if not bool(active.any()):
             break
         image = matvec(direction)
@@ -198,36 +190,18 @@ class LinearOperator(Operator):
         Args:
             y: Measurements, (B, *out_shape).
             ridge: Above 0, scalar or (B,).
-            error: How far off each x may be, Euclidean norm, (B,); None: as far as `solve` is. Without `svd` or a
-                `solve` of its own an operator then stops as early as that allows: where |residual| / (2 sqrt(ridge)),
-                which bounds the error, is below it, or, for images, where the residual that went through
-                `circulant.inverse` is.
+            error: How far off each x may be, Euclidean norm, (B,); None: as far as `solve` is. An operator without
+                `svd` or a `solve` of its own then stops where |residual| / (2 sqrt(ridge)), which bounds the error,
+                is below it.
         """
         exact = type(self).solve is not LinearOperator.solve or self._svd_for(y) is not None
         if exact or error is None:
             return self.adjoint(self.solve(y, ridge))
-        preconditioner = self.preconditioner(y, ridge)
-        if preconditioner is None:
-            from invguide.circulant import inverse
-
-            rhs = self.adjoint(y)
-            preconditioner = inverse(self, rhs, ridge)
-            if preconditioner is not None:
-                damping = per_sample(ridge, rhs.real)
-                return conjugate_gradient(
-                    lambda x: self.adjoint(self.forward(x)) + damping * x,
-                    rhs,
-                    preconditioner=preconditioner,
-                    error=lambda residual, conditioned: norm(conditioned),
-                    goal=error,
-                )
-        bound = 0.5 * torch.as_tensor(ridge, dtype=y.real.dtype, device=y.device).rsqrt()
         dual = conjugate_gradient(
             self._normal(y, ridge),
             y,
-            preconditioner=preconditioner,
-            error=lambda residual, conditioned: bound * norm(residual),
-            goal=error,
+            preconditioner=self.preconditioner(y, ridge),
+            enough=2 * error * torch.as_tensor(ridge, dtype=error.dtype, device=y.device).sqrt(),
         )
         return self.adjoint(dual)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invguide.forward_operator import LinearOperator, conjugate_gradient, inner, norm
+from invguide.forward_operator import LinearOperator, conjugate_gradient, inner
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
 from invguide.prior import per_sample
@@ -47,8 +47,7 @@ def proximal(
     solution = conjugate_gradient(
         lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real),
         residual / sigma,
-        error=lambda residual, _: 0.5 * variance.sqrt() * norm(residual),  # of x, a bound
-        goal=error,
+        enough=2 * error / variance.sqrt(),
     )
     return x + operator.adjoint(solution / sigma)
 
