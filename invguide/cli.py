@@ -116,6 +116,12 @@ PriorSet = Annotated[
         "--prior-set", metavar="NAME=VALUE", help="Any argument of load_prior, such as preset=..."
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the network: fp32, bf16, fp16, or auto: bf16 where a short trial here finds it faster and as good."
+    ),
+]
 Condition = Annotated[
     list[str] | None,
     typer.Option(
@@ -253,6 +259,7 @@ def restore(
             help="Pixels per side of overlapping tiles, for large pictures; 0: none [as needed]."
         ),
     ] = None,
+    precision: Precision = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the results [IN-restored].")] = None,
@@ -313,6 +320,7 @@ def restore(
         seed=seed,
         device=device,
         tile=tile,
+        precision=precision,
     )
     say = (lambda line: None) if quiet else _say
     job = Job.prepare(settings, say, not quiet, arrays)
@@ -375,6 +383,7 @@ def plan(
     samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
     tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
+    precision: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
     device: Device = "auto",
 ) -> None:
     """Tell what `restore` will cost: memory, network calls and time.
@@ -399,6 +408,7 @@ def plan(
         samples=samples,
         device=device,
         tile=tile,
+        precision=precision,
     )
     found = plan_picture(Job.prepare(settings, _say), source)
     print(found)

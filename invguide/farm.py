@@ -24,7 +24,7 @@ from invguide.blackbox.workers import ByValue, Foreign, Pool, Processes, pack
 from invguide.errors import InputError, require
 from invguide.folder import Row, plan_folder, restore_guarded
 from invguide.progress import progress_bar
-from invguide.restoration import Job, Settings
+from invguide.restoration import Job, Settings, fastest_precision
 from invguide.threads import shared_among
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of dask may have several threads
@@ -37,10 +37,14 @@ class Restorer:
         settings: Of all pictures; the prior is loaded at the first one.
         arrays: Whether to write arrays too.
         overwrite: Whether to do again what was done with other settings.
+        fastest: What precision "auto" stands for, the same on every worker; None: each tries.
     """
 
-    def __init__(self, settings: Settings, arrays: bool, overwrite: bool) -> None:
+    def __init__(
+        self, settings: Settings, arrays: bool, overwrite: bool, fastest: str | None = None
+    ) -> None:
         self.settings, self.arrays, self.overwrite = settings, arrays, overwrite
+        self.fastest = fastest
         self.base = os.getcwd()  # what paths are relative to
         self.job: Job | None = None
 
@@ -54,7 +58,9 @@ class Restorer:
             if self.job is None:
                 # Tqdm's own lock is a semaphore of the machine, left behind where a worker is killed.
                 tqdm.set_lock(threading.RLock())
-                self.job = Job.prepare(self.settings, print, progress=False, arrays=self.arrays)
+                self.job = Job.prepare(
+                    self.settings, print, False, self.arrays, fastest=self.fastest
+                )
             self.job.say = lines.append
             path, place = (Path(text) for text in paths.tolist())
             row = restore_guarded(self.job, path, place, self.overwrite)
@@ -97,7 +103,11 @@ def restore_on_workers(
         CheckpointError: A picture was finished under other settings, and overwrite is off.
     """
     places = plan_folder(job, folder, out, overwrite)
-    restorer = Restorer(job.settings, job.arrays, overwrite)
+    fastest = None
+    if job.settings.precision == "auto":
+        # Machines of a scheduler differ, and results must not: half precision is for those who ask for it.
+        fastest = "fp32" if scheduler is not None else fastest_precision(job)
+    restorer = Restorer(job.settings, job.arrays, overwrite, fastest)
     with _open(restorer, workers, scheduler, len(places)) as pool:
         return restore_all(pool, places, job.say, job.progress)
 
