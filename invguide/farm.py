@@ -38,13 +38,19 @@ class Restorer:
         arrays: Whether to write arrays too.
         overwrite: Whether to do again what was done with other settings.
         fastest: What precision "auto" stands for, the same on every worker; None: each tries.
+        pictures: How many the run has.
     """
 
     def __init__(
-        self, settings: Settings, arrays: bool, overwrite: bool, fastest: str | None = None
+        self,
+        settings: Settings,
+        arrays: bool,
+        overwrite: bool,
+        fastest: str | None = None,
+        pictures: int = 1,
     ) -> None:
         self.settings, self.arrays, self.overwrite = settings, arrays, overwrite
-        self.fastest = fastest
+        self.fastest, self.pictures = fastest, pictures
         self.base = os.getcwd()  # what paths are relative to
         self.job: Job | None = None
 
@@ -61,6 +67,7 @@ class Restorer:
                 self.job = Job.prepare(
                     self.settings, print, False, self.arrays, fastest=self.fastest
                 )
+                self.job.pictures = self.pictures
             self.job.say = lines.append
             path, place = (Path(text) for text in paths.tolist())
             row = restore_guarded(self.job, path, place, self.overwrite)
@@ -107,7 +114,7 @@ def restore_on_workers(
     if job.settings.precision == "auto":
         # Machines of a scheduler differ, and results must not: half precision is for those who ask for it.
         fastest = "fp32" if scheduler is not None else fastest_precision(job)
-    restorer = Restorer(job.settings, job.arrays, overwrite, fastest)
+    restorer = Restorer(job.settings, job.arrays, overwrite, fastest, len(places))
     with _open(restorer, workers, scheduler, len(places)) as pool:
         return restore_all(pool, places, job.say, job.progress)
 
