@@ -21,7 +21,6 @@ from PIL import Image
 from invguide.bench.protocol import Protocol
 from invguide.errors import InputError, RunError, suggest
 from invguide.progress import progress_bar
-from invguide.restoration import MANIFEST
 from invguide.tables import Table
 from invguide.threads import POLICY, THREADS
 
@@ -182,6 +181,8 @@ def _degrade(case: Case, clean: np.ndarray, folder: Path) -> tuple[list[str], fl
 def _restore(
     tree: Path, pictures: Path, out: Path, arguments: Sequence[str], clean: np.ndarray
 ) -> Run:
+    from invguide.restoration import MANIFEST
+
     spent, start = _children(), time.perf_counter()
     _command(tree, ["restore", str(pictures), *arguments, "--out", str(out), "--quiet"])
     cpu, wall = _children() - spent, time.perf_counter() - start
