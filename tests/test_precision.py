@@ -26,12 +26,12 @@ class Timed(nn.Module):
     def __init__(self, single: float, half: float, error: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.single, self.half, self.error = single, half, error
+        self.single, self.halved, self.error = single, half, error
         self.now, self.calls = 0.0, 0
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         in_half = torch.is_autocast_enabled("cpu")
-        self.now += self.half if in_half else self.single
+        self.now += self.halved if in_half else self.single
         self.calls += 1
         smooth = nn.functional.avg_pool2d(x, 3, 1, 1)
         return smooth + self.error * torch.sign(x) if in_half else smooth
