@@ -184,26 +184,25 @@ class LinearOperator(Operator):
         """
         return None
 
-    def damped_pinv(self, y: Tensor, ridge: Tensor | float, error: Tensor | None = None) -> Tensor:
-        """Return A* (A A* + ridge I)^-1 y = (A* A + ridge I)^-1 A* y, what a data step adds to its centre.
+    def solve_within(self, rhs: Tensor, ridge: Tensor | float, error: Tensor) -> Tensor:
+        """Return v near (A A* + ridge I)^-1 rhs, as near as a data step needs, which adds A* v to its centre.
+
+        An operator without `svd` or a `solve` of its own stops where |residual| / (2 sqrt(ridge)), which bounds the
+        error of A* v, is below `error`.
 
         Args:
-            y: Measurements, (B, *out_shape).
+            rhs: (B, *out_shape).
             ridge: Above 0, scalar or (B,).
-            error: How far off each x may be, Euclidean norm, (B,); None: as far as `solve` is. An operator without
-                `svd` or a `solve` of its own then stops where |residual| / (2 sqrt(ridge)), which bounds the error,
-                is below it.
+            error: How far off A* v may be in each sample, Euclidean norm, (B,).
         """
-        exact = type(self).solve is not LinearOperator.solve or self._svd_for(y) is not None
-        if exact or error is None:
-            return self.adjoint(self.solve(y, ridge))
-        dual = conjugate_gradient(
-            self._normal(y, ridge),
-            y,
-            preconditioner=self.preconditioner(y, ridge),
-            enough=2 * error * torch.as_tensor(ridge, dtype=error.dtype, device=y.device).sqrt(),
+        if type(self).solve is not LinearOperator.solve or self._svd_for(rhs) is not None:
+            return self.solve(rhs, ridge)
+        return conjugate_gradient(
+            self._normal(rhs, ridge),
+            rhs,
+            preconditioner=self.preconditioner(rhs, ridge),
+            enough=2 * error * torch.as_tensor(ridge, dtype=error.dtype, device=rhs.device).sqrt(),
         )
-        return self.adjoint(dual)
 
     def pinv(self, y: Tensor) -> Tensor:
         """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else CG on A* A x = A* y.

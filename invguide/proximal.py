@@ -42,7 +42,9 @@ def proximal(
     error = accuracy * (variance * x[0].numel()).sqrt()
     if sigma[0].numel() == 1:
         ridge = sigma.flatten() ** 2 / variance
-        return x + operator.damped_pinv(residual, ridge, error if accuracy else None)
+        if not accuracy:
+            return x + operator.adjoint(operator.solve(residual, ridge))
+        return x + operator.adjoint(operator.solve_within(residual, ridge, error))
     # Symmetric scaling by 1/sigma keeps CG fast where the noise varies by orders of magnitude.
     solution = conjugate_gradient(
         lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real),

@@ -193,11 +193,10 @@ class OfGrey(LinearComposition):
     def solve(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
         return self.parts[1].solve(rhs, ridge / self.weight) / self.weight
 
-    def damped_pinv(self, y: Tensor, ridge: Tensor | float, error: Tensor | None = None) -> Tensor:
-        # Of a luma u, G* u is sqrt(w) |u| long.
-        luma_error = None if error is None else error * self.weight**0.5
-        luma = self.parts[1].damped_pinv(y, ridge / self.weight, luma_error)
-        return self.parts[0].adjoint(luma / self.weight)
+    def solve_within(self, rhs: Tensor, ridge: Tensor | float, error: Tensor) -> Tensor:
+        # G* u of a luma u is sqrt(w) |u| long.
+        luma = self.parts[1].solve_within(rhs, ridge / self.weight, error * self.weight**0.5)
+        return luma / self.weight
 
 
 def through_grey(operator: Operator) -> Operator:
