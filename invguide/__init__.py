@@ -3,22 +3,43 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from invguide import adjoint, noise, priors
-from invguide.api import guide, load_prior, solve
-from invguide.errors import InvguideError
-from invguide.forward_operator import LinearOperator, Operator
-from invguide.likelihood import Likelihood
-from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.result import Result
-from invguide.reward import Reward, as_reward
-from invguide.solver import Solver
-
 if TYPE_CHECKING:
-    from invguide import rewards
+    from invguide import adjoint, noise, priors, rewards
     from invguide.adapters import as_operator, to_deepinv
+    from invguide.api import guide, load_prior, solve
     from invguide.blackbox import BlackBox, Command
+    from invguide.errors import InvguideError
+    from invguide.forward_operator import LinearOperator, Operator
+    from invguide.likelihood import Likelihood
     from invguide.planning import plan
+    from invguide.prior import Prior
+    from invguide.problem import Problem
+    from invguide.result import Result
+    from invguide.reward import Reward, as_reward
+    from invguide.solver import Solver
+
+# Where names come from when they are first asked for: the command line answers `--help` without torch.
+_MODULES = ("adjoint", "driver", "errors", "noise", "operators", "priors", "rewards", "solvers")
+_HOME = {
+    "BlackBox": "blackbox",
+    "Command": "blackbox",
+    "InvguideError": "errors",
+    "Likelihood": "likelihood",
+    "LinearOperator": "forward_operator",
+    "Operator": "forward_operator",
+    "Prior": "prior",
+    "Problem": "problem",
+    "Result": "result",
+    "Reward": "reward",
+    "Solver": "solver",
+    "as_operator": "adapters",
+    "as_reward": "reward",
+    "guide": "api",
+    "load_prior": "api",
+    "plan": "planning",
+    "solve": "api",
+    "to_deepinv": "adapters",
+}
 
 __all__ = [
     "BlackBox",
@@ -47,13 +68,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what few need only when asked for, so that `import invguide` stays as fast as torch allows."""
-    if name in ("as_operator", "to_deepinv"):
-        return getattr(import_module("invguide.adapters"), name)
-    if name in ("BlackBox", "Command"):
-        return getattr(import_module("invguide.blackbox"), name)
-    if name == "plan":
-        return import_module("invguide.planning").plan
-    if name == "rewards":
-        return import_module("invguide.rewards")
-    raise AttributeError(f"module 'invguide' has no attribute {name!r}")
+    if name in _MODULES:
+        return import_module(f"invguide.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'invguide' has no attribute {name!r}")
+    value = getattr(import_module(f"invguide.{_HOME[name]}"), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,6 +22,16 @@ def save_checkpoint(path: Path, identity: dict[str, str], content: dict[str, Any
     os.replace(temporary, path)
 
 
+def saved_identity(path: Path) -> dict[str, str]:
+    """Return the identity of the run that a checkpoint belongs to; empty where there is none or it cannot be read."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True)["identity"])
+    except (
+        Exception
+    ):  # torch raises many kinds for a damaged file; `load_checkpoint` says what is wrong
+        return {}
+
+
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any]:
     """Read a checkpoint of the run with this identity.
 

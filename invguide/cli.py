@@ -18,6 +18,7 @@ import typer
 
 from invguide.cli_bench import bench
 from invguide.terminal import RUN_FAILED, Device, Group, Seed, command, print_error
+from invguide.threads import be_passive
 
 if TYPE_CHECKING:
     from invguide.tasks import Options
@@ -36,7 +37,8 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """Entry point of the command `invguide`."""
+    """Entry point of the command `invguide`; nothing before it may import torch, which reads the wait policy once."""
+    be_passive()
     try:
         app(prog_name="invguide")
     except BrokenPipeError:  # `invguide solvers | head`
@@ -112,6 +114,12 @@ PriorSet = Annotated[
     list[str] | None,
     typer.Option(
         "--prior-set", metavar="NAME=VALUE", help="Any argument of load_prior, such as preset=..."
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the network: fp32, bf16, fp16, or auto: bf16 where a short trial here finds it faster and as good."
     ),
 ]
 Condition = Annotated[
@@ -251,6 +259,7 @@ def restore(
             help="Pixels per side of overlapping tiles, for large pictures; 0: none [as needed]."
         ),
     ] = None,
+    precision: Precision = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the results [IN-restored].")] = None,
@@ -311,6 +320,7 @@ def restore(
         seed=seed,
         device=device,
         tile=tile,
+        precision=precision,
     )
     say = (lambda line: None) if quiet else _say
     job = Job.prepare(settings, say, not quiet, arrays)
@@ -373,6 +383,7 @@ def plan(
     samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
     tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
+    precision: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
     device: Device = "auto",
 ) -> None:
     """Tell what `restore` will cost: memory, network calls and time.
@@ -397,6 +408,7 @@ def plan(
         samples=samples,
         device=device,
         tile=tile,
+        precision=precision,
     )
     found = plan_picture(Job.prepare(settings, _say), source)
     print(found)

@@ -89,6 +89,29 @@ def bench_calibration(
     print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
 
 
+@command("tasks", bench)
+def bench_tasks(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 3,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="As for `restore`; may be given several times [all but colorize]."),
+    ] = None,
+    busy: Annotated[
+        list[int] | None,
+        typer.Option(help="Busy processes beside it; may be given several times [0]."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of another checkout, to compare with.")
+    ] = None,
+) -> None:
+    """Time the command `restore` task by task, with the environment of a user, and beside other work."""
+    from invguide.bench import tasks as run
+
+    print(run(data, size=size, photos=photos, against=against, **_given(tasks=task, busy=busy)))
+
+
 @command("driver", bench)
 def bench_driver(
     prior: PriorName = "natural",

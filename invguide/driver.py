@@ -26,6 +26,7 @@ from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
 from invguide.solver import Solver, check_compatible, sample_count
+from invguide.threads import warn_if_spinning
 
 
 class StepReport(NamedTuple):
@@ -114,6 +115,8 @@ def run(
     problem, rows, num_samples, devices, dtype = lay_out(
         solver, problem, num_samples, device, dtype
     )
+    if devices[0].type == "cpu":
+        warn_if_spinning()
     path = None if checkpoint is None else Path(checkpoint)
     identity = run_identity(solver, problem, num_samples, seed, dtype)
     saved = _restore(path, identity, solver) if path is not None and path.exists() else None

@@ -24,7 +24,8 @@ from invguide.blackbox.workers import ByValue, Foreign, Pool, Processes, pack
 from invguide.errors import InputError, require
 from invguide.folder import Row, plan_folder, restore_guarded
 from invguide.progress import progress_bar
-from invguide.restoration import Job, Settings
+from invguide.restoration import Job, Settings, fastest_precision
+from invguide.threads import shared_among
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of dask may have several threads
 
@@ -36,10 +37,20 @@ class Restorer:
         settings: Of all pictures; the prior is loaded at the first one.
         arrays: Whether to write arrays too.
         overwrite: Whether to do again what was done with other settings.
+        fastest: What precision "auto" stands for, the same on every worker; None: each tries.
+        pictures: How many the run has.
     """
 
-    def __init__(self, settings: Settings, arrays: bool, overwrite: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        arrays: bool,
+        overwrite: bool,
+        fastest: str | None = None,
+        pictures: int = 1,
+    ) -> None:
         self.settings, self.arrays, self.overwrite = settings, arrays, overwrite
+        self.fastest, self.pictures = fastest, pictures
         self.base = os.getcwd()  # what paths are relative to
         self.job: Job | None = None
 
@@ -53,7 +64,10 @@ class Restorer:
             if self.job is None:
                 # Tqdm's own lock is a semaphore of the machine, left behind where a worker is killed.
                 tqdm.set_lock(threading.RLock())
-                self.job = Job.prepare(self.settings, print, progress=False, arrays=self.arrays)
+                self.job = Job.prepare(
+                    self.settings, print, False, self.arrays, fastest=self.fastest
+                )
+                self.job.pictures = self.pictures
             self.job.say = lines.append
             path, place = (Path(text) for text in paths.tolist())
             row = restore_guarded(self.job, path, place, self.overwrite)
@@ -97,7 +111,11 @@ def restore_on_workers(
         CheckpointError: A picture was finished under other settings, and overwrite is off.
     """
     places = plan_folder(job, folder, out, overwrite)
-    restorer = Restorer(job.settings, job.arrays, overwrite)
+    fastest = None
+    if job.settings.precision == "auto":
+        # Machines of a scheduler differ, and results must not: half precision is for those who ask for it.
+        fastest = "fp32" if scheduler is not None else fastest_precision(job)
+    restorer = Restorer(job.settings, job.arrays, overwrite, fastest, len(places))
     with _open(restorer, workers, scheduler, len(places)) as pool:
         return restore_all(pool, places, job.say, job.progress)
 
@@ -163,8 +181,7 @@ def _open(
 
 def environments(count: int, device: str) -> list[dict[str, str]]:
     """Variables of local processes: a share of the processors each, and one of the GPUs where there are several."""
-    threads = str(max(1, torch.get_num_threads() // count))
-    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    shared = shared_among(count, torch.get_num_threads())
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return [shared]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

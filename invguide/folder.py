@@ -56,6 +56,7 @@ def plan_folder(job: Job, folder: Path, out: Path, overwrite: bool) -> dict[Path
         CheckpointError: A picture was finished under other settings, and overwrite is off.
     """
     pictures = list_pictures(folder)
+    job.pictures = len(pictures)
     check_writable(out)
     stems = [p.stem for p in pictures]
     places = {p: out / (p.stem if stems.count(p.stem) == 1 else p.name) for p in pictures}

@@ -34,23 +34,30 @@ def conjugate_gradient(
     *,
     max_iterations: int = 500,
     tolerance: float = 1e-6,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
+    enough: Tensor | None = None,
 ) -> Tensor:
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
 
-    A sample that has converged (residual below tolerance * |rhs|) is frozen, so that its answer does not depend
-    on how long its neighbours in the batch take.
+    A sample that has converged is frozen, so that its answer does not depend on how long its neighbours in the batch
+    take.
 
     Args:
         matvec: The map, (B, ...) -> (B, ...).
         rhs: Right-hand sides, (B, ...).
         max_iterations: Stop here even where the tolerance is not reached.
-        tolerance: Relative to |rhs|, per sample.
+        tolerance: A sample has converged where |residual| is at most this times |rhs|,
+        enough: or at most this, (B,), where given.
+        preconditioner: About the inverse of the map, symmetric positive definite too, (B, ...) -> (B, ...).
     """
-    x, residual, direction = torch.zeros_like(rhs), rhs, rhs
-    square = inner(residual, residual)
-    goal = tolerance * square.sqrt()
+    x, residual = torch.zeros_like(rhs), rhs
+    conditioned = rhs if preconditioner is None else preconditioner(rhs)
+    direction = conditioned
+    square = inner(residual, conditioned)
+    goal = tolerance * norm(rhs)
+    goal = goal if enough is None else torch.maximum(goal, enough)
     for _ in range(max_iterations):
-        active = square.sqrt() > goal
+        active = (norm(residual) > goal) & (square > 0)
         if not bool(active.any()):
             break
         image = matvec(direction)
@@ -58,9 +65,10 @@ def conjugate_gradient(
         length = torch.where(active & (curvature > 0), square / curvature, 0.0)
         x = x + per_sample(length, x.real) * direction
         residual = residual - per_sample(length, x.real) * image
-        new_square = inner(residual, residual)
+        conditioned = residual if preconditioner is None else preconditioner(residual)
+        new_square = inner(residual, conditioned)
         ratio = torch.where(active, new_square / square, 0.0)
-        direction = residual + per_sample(ratio, x.real) * direction
+        direction = conditioned + per_sample(ratio, x.real) * direction
         square = torch.where(active, new_square, square)
     return x
 
@@ -153,13 +161,48 @@ class LinearOperator(Operator):
         """Return (A A* + ridge I)^-1 rhs; ridge > 0, scalar or (B,). Spectral where `svd` is known, else CG."""
         svd = self._svd_for(rhs)
         if svd is None:
-            damping = per_sample(ridge, rhs.real)
-            return conjugate_gradient(lambda v: self.forward(self.adjoint(v)) + damping * v, rhs)
+            return conjugate_gradient(
+                self._normal(rhs, ridge), rhs, preconditioner=self.preconditioner(rhs, ridge)
+            )
         spectral = svd.U_adjoint(rhs)
         solution = svd.U(spectral / (svd.s**2 + per_sample(ridge, spectral.real)))
         if svd.s.numel() >= rhs[0].numel():
             return solution  # U reaches all of y
         return solution + (rhs - svd.U(spectral)) / per_sample(ridge, rhs.real)
+
+    def _normal(self, rhs: Tensor, ridge: Tensor | float) -> Callable[[Tensor], Tensor]:
+        damping = per_sample(ridge, rhs.real)
+        return lambda v: self.forward(self.adjoint(v)) + damping * v
+
+    def preconditioner(
+        self, rhs: Tensor, ridge: Tensor | float
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Return about (A A* + ridge I)^-1 for measurements like rhs (B, *out_shape), or None where nothing is cheap.
+
+        A function of such measurements, linear, symmetric and positive definite, each sample on its own; `ridge` as
+        for `solve`. Only the time that conjugate gradients take depends on how near it is.
+        """
+        return None
+
+    def solve_within(self, rhs: Tensor, ridge: Tensor | float, error: Tensor) -> Tensor:
+        """Return v near (A A* + ridge I)^-1 rhs, as near as a data step needs, which adds A* v to its centre.
+
+        An operator without `svd` or a `solve` of its own stops where |residual| / (2 sqrt(ridge)), which bounds the
+        error of A* v, is below `error`.
+
+        Args:
+            rhs: (B, *out_shape).
+            ridge: Above 0, scalar or (B,).
+            error: How far off A* v may be in each sample, Euclidean norm, (B,).
+        """
+        if type(self).solve is not LinearOperator.solve or self._svd_for(rhs) is not None:
+            return self.solve(rhs, ridge)
+        return conjugate_gradient(
+            self._normal(rhs, ridge),
+            rhs,
+            preconditioner=self.preconditioner(rhs, ridge),
+            enough=2 * error * torch.as_tensor(ridge, dtype=error.dtype, device=rhs.device).sqrt(),
+        )
 
     def pinv(self, y: Tensor) -> Tensor:
         """Return the minimum-norm least-squares solution A^+ y. Exact with `svd`, else CG on A* A x = A* y.

@@ -66,6 +66,7 @@ def run_identity(
         "shape": str(tuple(problem.shape)),
         "dtype": str(dtype),
         "prior": describe_prior(problem.prior),
+        "precision": problem.prior.precision,
     }
     if problem.condition:
         identity["condition"] = fingerprint(

@@ -16,7 +16,7 @@ from invguide.forward_operator import LinearOperator, Operator, is_orthonormal
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian, LogDensity
 from invguide.prior import Prior, per_sample
-from invguide.proximal import proximal
+from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
 
@@ -282,7 +282,7 @@ class Problem:
             torch.as_tensor(sigma, dtype=x0.dtype, device=x0.device) * self.prior.scale
         ) ** 2
         return self.prior.to_normalised(
-            proximal(self.likelihood, self.prior.to_data(x0), variance)
+            proximal(self.likelihood, self.prior.to_data(x0), variance, ACCURACY)
         )
 
     @property

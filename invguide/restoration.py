@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from invguide import api
+from invguide.checkpoint import saved_identity
 from invguide.condition_options import all_conditions, condition_files
 from invguide.devices import out_of_memory, resolve_devices
 from invguide.errors import (
@@ -35,7 +36,9 @@ from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.planning import Plan, plan
 from invguide.prior import Prior
-from invguide.priors import LatentPrior, Tiled
+from invguide.priors import LatentPrior, NetworkPrior, Tiled
+from invguide.priors.network import PRECISIONS
+from invguide.priors.precision import try_half
 from invguide.problem import Problem
 from invguide.report import write_pictures
 from invguide.result import Result, strict_json
@@ -45,6 +48,9 @@ from invguide.tasks import Options, Task, find_task, through_grey, to_grey
 SAMPLER = "DPS"  # what "auto" stands for where several samples are asked for
 WHOLE = 1024 * 1024  # pixels; larger pictures are cut into tiles
 LARGE_TILE = 384
+TRIAL_WORK = (
+    240 * 64 * 64
+)  # pixels that the network sees: a trial of its precision takes a twentieth of that time
 CHECKPOINT = "checkpoint.pt"
 MANIFEST = "manifest.json"
 ARRAYS = ("samples", "mean", "std", "chi2")
@@ -69,6 +75,7 @@ class Settings:
         tile: Height and width of the tiles that the prior sees; 0: the whole picture; None: tiles where the picture
             is large, or of another size than the prior takes.
         device: Does not enter the comparison of settings.
+        precision: Of the network: "fp32", "bf16", "fp16", or "auto": what a trial finds (`precision_for`).
     """
 
     task: str
@@ -84,11 +91,17 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     tile: int | None = None
+    precision: str = "auto"
 
 
 @dataclass
 class Job:
-    """Settings that were checked, with their prior loaded and its files hashed: everything but a picture."""
+    """Settings that were checked, with their prior loaded and its files hashed: everything but a picture.
+
+    Attributes:
+        fastest: What precision "auto" stands for in long runs; None until a trial tells.
+        pictures: How many the run has.
+    """
 
     settings: Settings
     task: Task
@@ -98,6 +111,8 @@ class Job:
     say: Callable[[str], None]
     progress: bool = True
     arrays: bool = False
+    fastest: str | None = None
+    pictures: int = 1
 
     @classmethod
     def prepare(
@@ -106,6 +121,7 @@ class Job:
         say: Callable[[str], None],
         progress: bool = True,
         arrays: bool = False,
+        fastest: str | None = None,
     ) -> Job:
         """Check whatever can be checked without a picture.
 
@@ -124,6 +140,9 @@ class Job:
         if settings.samples < 1:
             raise InputError(f"--samples is {settings.samples}; expected at least 1")
         resolve_devices(settings.device)
+        if settings.precision not in (*PRECISIONS, "auto"):
+            near = suggest(settings.precision, [*PRECISIONS, "auto"])
+            raise InputError(f"unknown --precision {settings.precision!r}; {near}")
         name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
         # Before the prior is loaded: the text encoders of some take more memory than their network.
@@ -133,7 +152,7 @@ class Job:
             in_tiles(prior, settings.tile, (settings.tile,) * 2)
         encoders = () if settings.prompt is None else text_files(settings.prior)
         weights = sha256(*weight_files(settings.prior), *encoders)
-        return cls(settings, task, prior, condition, weights, say, progress, arrays)
+        return cls(settings, task, prior, condition, weights, say, progress, arrays, fastest)
 
     def identity(self, path: Path) -> dict[str, Any]:
         """What a finished or interrupted restoration of this picture must agree in, ready for JSON."""
@@ -154,6 +173,7 @@ class Job:
             "samples": settings.samples,
             "seed": settings.seed,
             "tile": "auto" if settings.tile is None else settings.tile,
+            "precision": settings.precision,
             "sha256": {**digests, "weights": self.weights},
         }
 
@@ -280,13 +300,18 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
 def prior_for(job: Job, measured: Measured) -> Prior:
     """Return the job's prior, in tiles where these are asked for or the picture calls for them."""
     prior, tile = job.prior, job.settings.tile
-    shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
-    assert shape is not None  # of every task
+    shape = _unknown_shape(measured)
     if tile is None and not isinstance(prior, LatentPrior):
         if any(own not in (None, size) for own, size in zip(prior.shape, shape, strict=True)):
             return Tiled(prior)
         tile = LARGE_TILE if math.prod(shape[1:]) > WHOLE else 0
     return in_tiles(prior, tile, tuple(shape[1:]))
+
+
+def _unknown_shape(measured: Measured) -> tuple[int, ...]:
+    shape = measured.operator.input_shape(tuple(measured.y.shape[1:]))
+    assert shape is not None  # of every task
+    return shape
 
 
 def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
@@ -310,6 +335,39 @@ def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
         api.choose_solver(Problem(prior, likelihood, condition=job.condition)),
         job.settings.solver_settings,
     )
+
+
+def fastest_precision(job: Job) -> str:
+    """Return what a trial on the job's device finds: bf16 where that is faster and as good, else fp32; said once."""
+    if job.fastest is None:
+        trial = None
+        if isinstance(job.prior, NetworkPrior):
+            prior = job.prior.to(resolve_devices(job.settings.device)[0])
+            trial = try_half(prior, job.condition)
+        job.fastest = "fp32" if trial is None else trial.dtype
+        if trial is not None:
+            job.say(f"  trial     {trial}")
+    return job.fastest
+
+
+def set_precision(
+    job: Job, prior: Prior, solver: Solver[Any], size: tuple[int, ...], checkpoint: Path | None
+) -> None:
+    """Bring the network into the precision that was asked for.
+
+    "auto" is what an interrupted run had, so that it goes on to the same result; fp32 where the run is shorter than
+    the trial; else what the trial finds.
+    """
+    precision = job.settings.precision
+    if precision == "auto":
+        saved = {} if checkpoint is None else saved_identity(checkpoint)
+        work = job.pictures * solver.num_steps * job.settings.samples * math.prod(size[1:])
+        if saved.get("precision") in PRECISIONS:
+            precision = saved["precision"]
+        else:
+            precision = "fp32" if work < TRIAL_WORK else fastest_precision(job)
+    if precision != prior.precision:
+        prior.optimise(precision, channels_last=precision != "fp32")
 
 
 def restore_picture(
@@ -368,6 +426,7 @@ def restore_picture(
     checkpoint = out / CHECKPOINT
     if not resume:
         checkpoint.unlink(missing_ok=True)
+    set_precision(job, prior, solver, _unknown_shape(measured), checkpoint)
     _remove_old(out)
     result = _solve(job, measured, prior, solver, checkpoint)
     _finish(job, path, out, measured, identity, result, title, truth)
@@ -382,12 +441,14 @@ def plan_picture(job: Job, path: Path) -> Plan:
     """Return what `restore_picture` of this file will cost, from a few steps of its solver."""
     measured = measure(job, read_picture(path), str(path))
     prior = prior_for(job, measured)
+    solver = choose(job, measured, prior)
+    set_precision(job, prior, solver, _unknown_shape(measured), None)
     return plan(
         measured.y,
         measured.operator,
         prior,
         sigma_y=measured.sigma_y,
-        solver=choose(job, measured, prior),
+        solver=solver,
         num_samples=job.settings.samples,
         condition=job.condition,
         seed=job.settings.seed,
@@ -517,6 +578,7 @@ def _finish(
         "input_kind": measured.picture.describe(),
         "operator_description": _describe(measured),
         "sigma_y": measured.sigma_y,
+        "precision": result.manifest["precision"],
         "sigma_y_from": "estimate" if settings.sigma_y is None else "user",
         "diagnosis": result.diagnosis,
         "files": [str(f.relative_to(out)) for f in files],

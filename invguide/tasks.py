@@ -193,6 +193,11 @@ class OfGrey(LinearComposition):
     def solve(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
         return self.parts[1].solve(rhs, ridge / self.weight) / self.weight
 
+    def solve_within(self, rhs: Tensor, ridge: Tensor | float, error: Tensor) -> Tensor:
+        # G* u of a luma u is sqrt(w) |u| long.
+        luma = self.parts[1].solve_within(rhs, ridge / self.weight, error * self.weight**0.5)
+        return luma / self.weight
+
 
 def through_grey(operator: Operator) -> Operator:
     """Return the operator for a grey measurement of an unknown colour picture.

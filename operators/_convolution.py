@@ -7,11 +7,13 @@ reached. The adjoint is the transposed steps in the opposite order, exact under 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from invguide.forward_operator import SVD, LinearOperator
+from invguide.prior import per_sample
 
 from ._images import check_choice, check_images, check_kernel
 from ._separable import PADDINGS, cached_eigenbasis, sandwich
@@ -59,8 +61,7 @@ class Convolution(LinearOperator):
     """Convolution of each channel with one kernel of odd size, (B, C, H, W).
 
     `svd`, and with it `solve` and `pinv`, is exact and costs a few transforms under "circular", and under
-    "reflect" for kernels that are symmetric in both axes. Otherwise they are conjugate gradients. (The circular
-    inverse as a preconditioner saved less than half of the time, and none under "reflect": edges dominate.)
+    "reflect" for kernels that are symmetric in both axes. Otherwise they are conjugate gradients, preconditioned.
     """
 
     kernel: Tensor
@@ -117,6 +118,28 @@ class Convolution(LinearOperator):
             return y_shape
         rows, columns = self._margins
         return (*y_shape[:-2], y_shape[-2] + 2 * rows, y_shape[-1] + 2 * columns)
+
+    def preconditioner(self, rhs: Tensor, ridge: Tensor | float) -> Callable[[Tensor], Tensor]:
+        """The inverse for an unbounded picture, cut to this one: rhs is zero outside.
+
+        Zeros, not mirrored or wrapped pixels: what is cut out of the inverse of an unbounded A A* is positive
+        definite, and no false neighbour enters. It saves two thirds of the products, the wrapped inverse a third.
+        """
+        height, width = rhs.shape[-2:]
+        reach = 4  # of the inverse, in kernels
+        size = (
+            _fast_size(height + reach * self._margins[0]),
+            _fast_size(width + reach * self._margins[1]),
+        )
+        power = torch.fft.rfft2(self._impulse(*size).to(rhs)).abs().square()
+        gain = 1 / (power + per_sample(ridge, rhs))
+
+        def apply(v: Tensor) -> Tensor:
+            return torch.fft.irfft2(torch.fft.rfft2(v, s=size) * gain, s=size)[
+                ..., :height, :width
+            ]
+
+        return apply
 
     @property
     def _symmetric(self) -> bool:

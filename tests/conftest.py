@@ -9,6 +9,8 @@ from typing import Any
 # One thread per worker: two workers with two threads each are slower than one, and child processes inherit this.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# Where somebody sets more threads after all: none waits by spinning, and no test is told so by a warning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np

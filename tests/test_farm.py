@@ -158,7 +158,8 @@ def test_environments_share_what_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # the user's own, which workers inherit
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     assert environments(4, "auto") == [threads]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments(4, "auto")] == ["0", "1"]

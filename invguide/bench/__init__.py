@@ -4,6 +4,7 @@ from invguide.bench.adjoint import adjoint
 from invguide.bench.against_deepinv import peers
 from invguide.bench.angles import guidance
 from invguide.bench.calls import blackbox
+from invguide.bench.commands import tasks
 from invguide.bench.mixtures import mixtures
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
@@ -22,4 +23,5 @@ __all__ = [
     "priors",
     "restore",
     "restore_tv",
+    "tasks",
 ]

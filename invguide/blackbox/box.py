@@ -32,6 +32,7 @@ from invguide.blackbox.workers import (
 )
 from invguide.errors import BlackBoxError, InputError, ShapeError
 from invguide.forward_operator import Operator
+from invguide.threads import shared_among
 
 CHUNK = 32  # samples in one vectorised call: fixed, so that results do not depend on the number of workers
 
@@ -55,8 +56,8 @@ class BlackBox(Operator):
         function: Callable on one sample without batch axis, an array (or a tensor, where arrays raise TypeError or
             AttributeError, or the function is a torch module or annotated so), or a `Command`.
         workers: None calls one after the other in this process; a number starts as many processes, kept until
-            `close` (threads for a Command, whose calls are processes anyway). Set OMP_NUM_THREADS where each would use
-            every core.
+            `close` (threads for a Command, whose calls are processes anyway). They share the cores: OMP_NUM_THREADS of
+            each is its part of them.
         timeout: Seconds for one call; a process that hangs is killed. Starting a worker does not count.
         retries: How often a failed call is repeated.
         vectorised: The function maps batches (b, *shape) to (b, *y_shape), b at most 32. Of a batch that failed, the
@@ -229,7 +230,7 @@ class BlackBox(Operator):
         if self.executor is None and isinstance(self.function, Command):
             return Threads(self.workers or 1, self._called)
         if self.workers is not None and self._packed is not None:
-            return Processes(self.workers, self._packed)
+            return Processes(self.workers, self._packed, [shared_among(self.workers)])
         call = partial(work.run, self._called, self._kind)
         if self.executor is None:
             return Here(call)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.prior import Prior, per_sample
 from invguide.priors.padding import extend, round_up
+from invguide.priors.precision import try_half
 from invguide.priors.preconditioning import edm_coefficients
 from invguide.priors.recompute import keep_all, recompute
 
@@ -186,12 +187,12 @@ class NetworkPrior(Prior):
         if isinstance(net, nn.Module):
             net.requires_grad_(False)
         self.net = net
-        self._conditions = _conditions(net)
+        self._conditions = conditions_of(net)
         self.predicts, self.schedule = predicts, schedule
         self.shape, self.scale, self.shift = shape, scale, shift
         self.multiple, self.time_scale, self.reverse_time = multiple, time_scale, reverse_time
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
-        self._layout = torch.contiguous_format
+        self.layout = torch.contiguous_format
         self._compiled: list[
             Callable[..., Any]
         ] = []  # in a list: not a second copy of the weights
@@ -214,7 +215,9 @@ class NetworkPrior(Prior):
 
         Args:
             dtype: "fp32", or "bf16" or "fp16": matrix products and convolutions in half precision (autocast). The
-                error of D, relative to sigma, is that of the format: about 4e-3 in bf16.
+                error of D, relative to sigma, is that of the format: about 4e-3 in bf16. Or "auto": bf16 with its
+                channels last where a trial of a few calls on this machine, once per process, finds that faster and
+                as good (`priors.precision`), else fp32. `precision` tells; a checkpoint goes on in the same only.
             compile: Compile the network; the first call of every shape then takes tens of seconds.
             channels_last: Store images with their channels last, which convolutions like.
             memory: "normal", or "low": vector-Jacobian products keep the inputs of the network's blocks only and
@@ -227,8 +230,8 @@ class NetworkPrior(Prior):
         Raises:
             InputError: Unknown dtype, memory or block; something else than a type for a network that is no module.
         """
-        if dtype not in PRECISIONS:
-            raise InputError(f"unknown dtype {dtype!r}; {suggest(dtype, PRECISIONS)}")
+        if dtype not in (*PRECISIONS, "auto"):
+            raise InputError(f"unknown dtype {dtype!r}; {suggest(dtype, [*PRECISIONS, 'auto'])}")
         if memory not in MEMORY:
             raise InputError(f"unknown memory {memory!r}; {suggest(memory, MEMORY)}")
         low = memory == "low"
@@ -240,15 +243,25 @@ class NetworkPrior(Prior):
             keep_all(self.net)
             if low:
                 recompute(self.net, blocks)
+        self._compiled = []
+        if dtype == "auto":
+            trial = try_half(self)
+            dtype = "fp32" if trial is None else trial.dtype
+            channels_last = channels_last and dtype != "fp32"
+        self.set_precision(
+            dtype, torch.channels_last if channels_last else torch.contiguous_format
+        )
+        self._compiled = [torch.compile(self.net)] if compile else []
+        return self
+
+    def set_precision(self, dtype: str, layout: torch.memory_format) -> None:
+        """Calls from now on are in this precision and layout; what else `optimise` does stays."""
+        if isinstance(self.net, nn.Module):
             for part in self.net.modules():
                 if isinstance(part, NetworkPrior):  # its calls would go back to single precision
                     part.precision = dtype
-        self.precision = dtype
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        if isinstance(self.net, nn.Module):
-            self.net.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self._compiled = [torch.compile(self.net)] if compile else []
-        return self
+            self.net.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self.precision, self.layout = dtype, layout
 
     def check(self, images: Tensor | None = None, **condition: Tensor) -> Report:
         """Denoise known images under every convention that could apply, and tell which one is right.
@@ -329,7 +342,7 @@ class NetworkPrior(Prior):
         time = (self.time_scale * time).to(torch.promote_types(dtype, torch.float32))
         padded = padded.to(dtype)
         if padded.ndim == 4:
-            padded = padded.contiguous(memory_format=self._layout)
+            padded = padded.contiguous(memory_format=self.layout)
         net = self._compiled[0] if self._compiled else self.net
         self._check_names(condition)
         half = PRECISIONS[self.precision]
@@ -370,7 +383,7 @@ class NetworkPrior(Prior):
         return extend(x, [fixed or round_up(got, self.multiple) for got, fixed in pairs])
 
 
-def _conditions(net: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
+def conditions_of(net: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
     """Names that net(x, time, ...) needs, and all that it knows: None for whatever is passed."""
     try:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
