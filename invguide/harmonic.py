@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SWEEPS, DAMPING = 2, 0.8  # of Jacobi's method, before and after each coarser grid
-MAX_ITERATIONS = 100  # of conjugate gradients; ten to twenty suffice for holes of any size and shape
+MAX_ITERATIONS = (
+    100  # of conjugate gradients; ten to twenty suffice for holes of any size and shape
+)
 
 
 class _Grid(NamedTuple):

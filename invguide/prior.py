@@ -30,6 +30,8 @@ class Prior(nn.Module, ABC):
         affine: Whether data = scale * normalised + shift; else `to_data` is another map, such as a decoder.
         precision: Of the network inside, "fp32" unless it was asked to be faster.
         sigma_data: Root mean square of clean signals, normalised units; only used to notice divergence.
+        knows_objects: Whether it tells what a thing is, and so which colour is likely; False where it saw only small
+            crops of pictures.
     """
 
     shape: tuple[int | None, ...]
@@ -41,6 +43,7 @@ class Prior(nn.Module, ABC):
     affine: bool = True
     symmetric: bool = False
     sigma_data: float = 1.0
+    knows_objects: bool = True
     precision: str = "fp32"
 
     @abstractmethod
