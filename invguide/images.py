@@ -28,6 +28,7 @@ _JPEG_LUMA = """
 92 95 98 112 100 103 99
 """
 ORIENTATION = 0x0112  # the EXIF tag
+_UNEVEN = ("WEBP", "AVIF")  # formats whose decoders round each channel of a grey pixel its own way
 _SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -115,17 +116,22 @@ def read_picture(path: str | Path) -> Picture:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: {error}") from error
-    return _picture(array, bits, profile, quality, path)
+    return _picture(array, bits, profile, quality, path, image.format in _UNEVEN)
 
 
 def _picture(
-    array: np.ndarray, bits: int, profile: bytes | None, quality: int | None, path: Path
+    array: np.ndarray,
+    bits: int,
+    profile: bytes | None,
+    quality: int | None,
+    path: Path,
+    uneven: bool,
 ) -> Picture:
     alpha = array[..., -1] if array.shape[-1] in (2, 4) else None
     colour = array if alpha is None else array[..., :-1]
     profile = profiles.checked(profile, colour.shape[-1], path)
-    rgb = colour.shape[-1] == 3 and _neutral(colour, alpha)
-    colour = colour[..., :1] if rgb else colour
+    rgb = colour.shape[-1] == 3 and _neutral(colour, alpha, 1 if uneven else 0)
+    colour = np.sort(colour, -1)[..., 1:2] if rgb else colour
     if bits == 32:
         _check_floats(colour, path)
     scale = {8: 255, 16: 65535, 32: 1}[bits]
@@ -135,9 +141,9 @@ def _picture(
     return Picture(values / scale, alpha, bits, profile, quality, rgb)
 
 
-def _neutral(colour: np.ndarray, alpha: np.ndarray | None) -> bool:
-    """Whether R = G = B, exactly, wherever anything is seen. JPEG without chroma decodes so, too."""
-    equal = (colour[..., :1] == colour).all(-1)
+def _neutral(colour: np.ndarray, alpha: np.ndarray | None, tolerance: int) -> bool:
+    """Whether R = G = B, to within a tolerance, wherever anything is seen. JPEG without chroma decodes so exactly."""
+    equal = colour.max(-1) - colour.min(-1) <= tolerance
     return bool(equal.all() if alpha is None or not alpha.any() else equal[alpha > 0].all())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ def read_mask(path: Path, size: tuple[int, int], invert: bool = False) -> Tensor
     """Return a mask (1, H, W), True where pixels are known: where the picture is white, or opaque if alpha varies.
 
     Two values are black and white whatever they are. Greys along edges, as of a soft brush or of JPEG, are pixels that
-    are partly painted over: they count as missing, and how many there are is said. Other greys are refused.
+    are partly painted over: they count as missing, and how many there are is said. Other greys are refused: weights
+    between 0 and 1 would need to say how noisy those pixels are, which a mask does not tell.
 
     Args:
         path: A picture.
@@ -64,7 +66,8 @@ def _levels(picture: Picture, path: Path) -> tuple[Tensor, str, str]:
         return luma, "white", "black"
     top = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1.0
     opacity = torch.from_numpy(alpha.astype(np.float32)) / float(top)
-    if float(opacity.min()) >= FULL or float(opacity.max()) <= 1 - FULL:
+    low, high = float(opacity.min()), float(opacity.max())
+    if low == high or low >= FULL or high <= 1 - FULL:
         return luma, "white", "black"
     shown = luma[opacity > 0.5].unique()
     if len(shown) == 2 and float(shown[0]) <= 1 - FULL and float(shown[1]) >= FULL:
@@ -99,22 +102,43 @@ def _known(levels: Tensor, invert: bool, path: Path) -> Tensor:
     share = 1 - share if invert else share
     known = share >= FULL
     grey = ~known & (share > 1 - FULL)
-    if bool(grey.any()):
-        _check_soft(grey, path)
-        warnings.warn(
-            f"mask {path} has soft edges: {int(grey.sum())} pixels ({float(grey.double().mean()):.2%}) are grey and "
-            f"count as missing"
-        )
+    if not bool(grey.any()):
+        return known
+    _check_soft(grey, path)
+    known &= ~_fringe(share)
+    grey = ~known & (share > 1 - FULL)
+    warnings.warn(
+        f"mask {path} has soft edges: {int(grey.sum())} pixels ({float(grey.double().mean()):.2%}) are grey and "
+        f"count as missing"
+    )
     return known
+
+
+def _fringe(share: Tensor) -> Tensor:
+    """Nearly white pixels that join a darker one through others: a brush, or what scaled the mask, touched them."""
+    from scipy.ndimage import binary_dilation
+
+    touched = (share < 1).numpy()
+    everywhere = np.ones((3, 3), bool)
+    steps = _edge(share)
+    return torch.from_numpy(
+        binary_dilation((share < FULL).numpy(), everywhere, iterations=steps, mask=touched)
+    )
+
+
+def _edge(mask: Tensor) -> int:
+    """How wide a soft edge may be, pixels."""
+    return max(4, round(EDGE * max(mask.shape)))
 
 
 def _check_soft(grey: Tensor, path: Path) -> None:
     """Raise InputError unless these pixels (H, W) form thin edges."""
     from scipy.ndimage import distance_transform_cdt
 
-    depth = int(np.max(distance_transform_cdt(grey.numpy(), "chessboard")))
+    distances: Any = distance_transform_cdt(grey.numpy(), "chessboard")
+    depth = int(distances.max())
     share = float(grey.double().mean())
-    if share <= SOFT and depth <= max(4, EDGE * max(grey.shape)):
+    if share <= SOFT and depth <= _edge(grey):
         return
     raise InputError(
         f"mask {path} is grey in {share:.0%} of its pixels, up to {depth} pixels away from black and white, so these "
