@@ -115,15 +115,11 @@ def _known(levels: Tensor, invert: bool, path: Path) -> Tensor:
 
 
 def _fringe(share: Tensor) -> Tensor:
-    """Nearly white pixels that join a darker one through others: a brush, or what scaled the mask, touched them."""
-    from scipy.ndimage import binary_dilation
+    """What is not quite white near a darker pixel: a brush, or what scaled the mask, touched it too."""
+    from scipy.ndimage import distance_transform_cdt
 
-    touched = (share < 1).numpy()
-    everywhere = np.ones((3, 3), bool)
-    steps = _edge(share)
-    return torch.from_numpy(
-        binary_dilation((share < FULL).numpy(), everywhere, iterations=steps, mask=touched)
-    )
+    distances: Any = distance_transform_cdt((share >= FULL).numpy(), "chessboard")
+    return (share < 1) & torch.from_numpy(distances <= _edge(share))
 
 
 def _edge(mask: Tensor) -> int:
