@@ -95,8 +95,8 @@ def test_the_hole_of_a_photograph_with_alpha(tmp_path: Path, white: np.ndarray):
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_soft_edges_are_missing_and_said(tmp_path: Path, invert: bool):
-    """Four times as fine and scaled down, as brushes are drawn: whatever the brush touched is not known."""
-    image = drawn(4).resize((160, 120), Image.Resampling.BOX)
+    """Eight times as fine and scaled down, as brushes are drawn: whatever the brush touched is not known."""
+    image = drawn(8).resize((160, 120), Image.Resampling.BOX)
     if invert:
         image = image.point(lambda v: 255 - v)
     image.save(tmp_path / "m.png")
