@@ -76,13 +76,19 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="denoise, deblur, motion-deblur, inpaint, super-resolution, jpeg, colorize or hdr.",
+        help="denoise, deblur, motion-deblur, inpaint, super-resolution, jpeg or hdr; colorize, with a --prior that "
+        "knows objects.",
     ),
 ]
 Mask = Annotated[
-    Path | None, typer.Option(help="inpaint: picture of the same size, white = known.")
+    Path | None,
+    typer.Option(
+        help="inpaint: picture of the same size, white (or opaque, if alpha varies) = known."
+    ),
 ]
-InvertMask = Annotated[bool, typer.Option("--invert-mask", help="inpaint: black = known.")]
+InvertMask = Annotated[
+    bool, typer.Option("--invert-mask", help="inpaint: black (or transparent) = known.")
+]
 Kernel = Annotated[
     Path | None,
     typer.Option(
@@ -232,6 +238,13 @@ def restore(
         str,
         typer.Option("--sigma-y", help="Noise standard deviation, white = 1, or auto: estimated."),
     ] = "auto",
+    keep_known: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-known/--no-keep-known",
+            help="inpaint: return known pixels exactly, or denoised [exactly, unless --sigma-y gives a noise level].",
+        ),
+    ] = None,
     solver: Annotated[
         str,
         typer.Option(
@@ -321,6 +334,7 @@ def restore(
         device=device,
         tile=tile,
         precision=precision,
+        keep_known=keep_known,
     )
     say = (lambda line: None) if quiet else _say
     job = Job.prepare(settings, say, not quiet, arrays)

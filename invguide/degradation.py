@@ -17,6 +17,7 @@ from invguide.images import Picture, read_picture, write_picture
 from invguide.operators import Inpainting
 from invguide.restoration import check_writable
 from invguide.tasks import Options, find_task
+from invguide.transparency import without_hidden_colours
 
 NOISE, QUALITY = 0.05, 20
 
@@ -49,7 +50,7 @@ def degrade_picture(
     Returns:
         The files written, and the arguments of `invguide restore` that undo it.
     """
-    picture = read_picture(source)
+    picture = without_hidden_colours(read_picture(source))
     if task_name == "jpeg" and options.quality is None:
         options = dataclasses.replace(options, quality=QUALITY)
     task = find_task(task_name, options)
@@ -77,8 +78,7 @@ def degrade_picture(
     y = add_noise(y, sigma, seed)
     if isinstance(operator, Inpainting):
         y = operator(y)
-    like = picture if y.shape[1] == 3 else dataclasses.replace(picture, profile=None)
-    files.insert(0, write_picture(out, y, like))
+    files.insert(0, write_picture(out, y, picture))
     for name, value in options.given.items():
         advice += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
     if sigma:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide import profiles
 from invguide.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _JPEG_LUMA = """
 92 95 98 112 100 103 99
 """
 ORIENTATION = 0x0112  # the EXIF tag
+_UNEVEN = ("WEBP", "AVIF")  # formats whose decoders round each channel of a grey pixel its own way
 _SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -38,8 +40,9 @@ class Picture:
         values: (1, C, H, W), float32 in [0, 1], C = 1 (grey) or 3 (colour).
         alpha: Opacity as stored, (H, W) uint8, uint16 or float32; None where there is none.
         bits: 8, 16, or 32 for floating point.
-        profile: ICC colour profile, passed on untouched.
+        profile: ICC colour profile that fits what is stored, passed on untouched.
         jpeg_quality: Of the file, where it is a JPEG with the usual tables.
+        rgb: A grey picture is stored as colour, with R = G = B; it is written so again.
     """
 
     values: Tensor
@@ -47,6 +50,7 @@ class Picture:
     bits: int = 8
     profile: bytes | None = None
     jpeg_quality: int | None = None
+    rgb: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,14 +68,15 @@ class Picture:
 
     def describe(self) -> str:
         """Return such as '640 x 480 pixels, colour with alpha, 16 bit'."""
-        kind = ("grey" if self.grey else "colour") + (
-            " with alpha" if self.alpha is not None else ""
-        )
+        kind = "colour" if not self.grey else "grey as R = G = B" if self.rgb else "grey"
+        kind += " with alpha" if self.alpha is not None else ""
         return f"{self.size[1]} x {self.size[0]} pixels, {kind}, {self.bits} bit"
 
 
 def read_picture(path: str | Path) -> Picture:
     """Read a picture upright (EXIF orientation applied); a palette becomes colour or grey, the first frame is taken.
+
+    Colours that are the same in all visible pixels, R = G = B, are read as grey. CMYK and Lab become sRGB.
 
     Raises:
         InputError: A missing or damaged file, one that is no picture, or one with values that are not finite.
@@ -89,7 +94,10 @@ def read_picture(path: str | Path) -> Picture:
                 if getattr(image, "n_frames", 1) > 1:
                     warnings.warn(f"{path} has {image.n_frames} frames; the first is taken")  # pyright: ignore[reportAttributeAccessIssue]
                 profile = image.info.get("icc_profile")
-                array, bits = _pixels(image, path)
+                pixels = image
+                if image.mode in profiles.FOREIGN:
+                    pixels, profile = profiles.to_srgb(image, profile, path)
+                array, bits = _pixels(pixels, path)
                 # Asked for after loading: PIL turns TIFF upright itself, and then forgets the tag.
                 array = _upright(array, image.getexif().get(ORIENTATION, 1))
     except FileNotFoundError:
@@ -108,21 +116,35 @@ def read_picture(path: str | Path) -> Picture:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: {error}") from error
-    return _picture(array, bits, profile, quality, path)
+    return _picture(array, bits, profile, quality, path, image.format in _UNEVEN)
 
 
 def _picture(
-    array: np.ndarray, bits: int, profile: bytes | None, quality: int | None, path: Path
+    array: np.ndarray,
+    bits: int,
+    profile: bytes | None,
+    quality: int | None,
+    path: Path,
+    uneven: bool,
 ) -> Picture:
     alpha = array[..., -1] if array.shape[-1] in (2, 4) else None
     colour = array if alpha is None else array[..., :-1]
+    profile = profiles.checked(profile, colour.shape[-1], path)
+    rgb = colour.shape[-1] == 3 and _neutral(colour, alpha, 1 if uneven else 0)
+    colour = np.sort(colour, -1)[..., 1:2] if rgb else colour
     if bits == 32:
         _check_floats(colour, path)
     scale = {8: 255, 16: 65535, 32: 1}[bits]
     values = torch.from_numpy(
         np.ascontiguousarray(colour.transpose(2, 0, 1))[None].astype(np.float32)
     )
-    return Picture(values / scale, alpha, bits, profile, quality)
+    return Picture(values / scale, alpha, bits, profile, quality, rgb)
+
+
+def _neutral(colour: np.ndarray, alpha: np.ndarray | None, tolerance: int) -> bool:
+    """Whether R = G = B, to within a tolerance, wherever anything is seen. JPEG without chroma decodes so exactly."""
+    equal = colour.max(-1) - colour.min(-1) <= tolerance
+    return bool(equal.all() if alpha is None or not alpha.any() else equal[alpha > 0].all())
 
 
 def _check_floats(colour: np.ndarray, path: Path) -> None:
@@ -160,7 +182,9 @@ def _pixels(image: Image, path: Path) -> tuple[np.ndarray, int]:
         mode = "RGBA" if "transparency" in image.info else "RGB"
         image = image.convert(mode)
         array = np.asarray(image)
-        if mode == "RGB" and (array[..., :1] == array).all():
+        # With a profile, which is for RGB, it stays three channels.
+        grey = mode == "RGB" and "icc_profile" not in image.info
+        if grey and (array[..., :1] == array).all():
             return array[..., :1], 8
         return array, 8
     if mode in ("L", "RGB") and "transparency" in image.info:
@@ -325,15 +349,16 @@ def write_picture(
 
     Args:
         path: Its suffix is replaced.
-        values: Cut off to [0, 1]; NaN becomes black.
-        like: Bits, alpha (resized where the size differs) and colour profile of the result; 8 bit without.
+        values: Cut off to [0, 1] unless written as floating point; NaN becomes black.
+        like: Bits, alpha (resized where the size differs), colour profile (where it fits) and whether grey is stored
+            as R = G = B; 8 bit without.
     """
     array = torch.as_tensor(values).detach().cpu().double().numpy()
     array = array[0] if array.ndim == 4 else array
     if array.ndim != 3 or len(array) not in (1, 3):
         raise InputError(f"a picture has 1 or 3 channels (C, H, W); got the shape {array.shape}")
     like = like or Picture(torch.zeros(1, len(array), *array.shape[1:]))
-    array = np.clip(np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0), 0, 1).transpose(1, 2, 0)
+    array = np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0).transpose(1, 2, 0)
     alpha = None if like.alpha is None else _resize_alpha(like.alpha, array.shape[:2])
     path = Path(path).with_suffix(like.suffix)
     if like.bits == 32:
@@ -344,10 +369,12 @@ def write_picture(
         Image.fromarray(array[..., 0].astype(np.float32)).save(path)
         return path
     kind = np.uint16 if like.bits == 16 else np.uint8
-    pixels = np.rint(array * np.iinfo(kind).max).astype(kind)
+    pixels = np.rint(array.clip(0, 1) * np.iinfo(kind).max).astype(kind)
+    pixels = pixels.repeat(3, axis=-1) if like.rgb and pixels.shape[-1] == 1 else pixels
+    profile = like.profile if profiles.fits(like.profile, pixels.shape[-1]) else None
     if alpha is not None:
         pixels = np.concatenate([pixels, alpha.astype(kind)[..., None]], axis=-1)
-    path.write_bytes(encode_png(pixels, like.profile))
+    path.write_bytes(encode_png(pixels, profile))
     return path
 
 

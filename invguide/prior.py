@@ -32,6 +32,8 @@ class Prior(nn.Module, ABC):
         sigma_data: Root mean square of clean signals, normalised units, by which solvers judge how far to go. None
             where it is not told: then it is measured when it is needed, by 8 network calls for a picture
             (`Problem.sigma_data`).
+        knows_objects: Whether it tells what a thing is, and so which colour is likely; False where it saw only small
+            crops of pictures.
     """
 
     shape: tuple[int | None, ...]
@@ -43,6 +45,7 @@ class Prior(nn.Module, ABC):
     affine: bool = True
     symmetric: bool = False
     sigma_data: float | None = None
+    knows_objects: bool = True
     precision: str = "fp32"
 
     @abstractmethod

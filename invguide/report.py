@@ -84,7 +84,9 @@ def write_pictures(
             facts=tuple(facts) or _facts(result, b),
         )
         if several:
-            written.append(write_picture(place / "mean", samples.mean(0), kind))
+            # Around the first, so that pixels which are the same in all samples are so in the mean.
+            mean = samples[0] + (samples - samples[0]).mean(0)
+            written.append(write_picture(place / "mean", mean, kind))
             view.uncertainty_figure().save(place / "std.png")
             written.append(place / "std.png")
         view.panel().save(place / "panel.png", optimize=True)

@@ -32,6 +32,7 @@ from invguide.errors import (
 from invguide.estimate import estimate_sigma
 from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture
+from invguide.known_pixels import put_back, stay_by_default
 from invguide.likelihood import Likelihood
 from invguide.operators import Grayscale, Inpainting
 from invguide.planning import Plan, plan
@@ -44,6 +45,7 @@ from invguide.report import write_pictures
 from invguide.result import Result, strict_json
 from invguide.solver import Solver
 from invguide.tasks import Options, Task, find_task, through_grey, to_grey
+from invguide.transparency import visible, without_hidden_colours
 
 SAMPLER = "DPS"  # what "auto" stands for where several samples are asked for
 WHOLE = 1024 * 1024  # pixels; larger pictures are cut into tiles
@@ -64,6 +66,7 @@ class Settings:
         task: Name of a task.
         options: What the task needs.
         sigma_y: Noise standard deviation, white = 1; None: estimated from each picture.
+        keep_known: Whether inpainting returns known pixels exactly; None: unless sigma_y says that they are noisy.
         solver: Name, or "auto": the best measured one for one sample, else a posterior sampler.
         solver_settings: Fields of the solver that differ from its defaults.
         prior: Name of an embedded prior, or whatever else of text `load_prior` takes: a file, a folder, a hub id.
@@ -92,6 +95,7 @@ class Settings:
     device: str = "auto"
     tile: int | None = None
     precision: str = "auto"
+    keep_known: bool | None = None
 
 
 @dataclass
@@ -137,6 +141,10 @@ class Job:
             raise InputError(
                 f"sigma_y is {sigma:g}; expected a noise standard deviation >= 0, or auto"
             )
+        if settings.keep_known is not None and "mask" not in task.options:
+            raise InputError(
+                f"--keep-known is for tasks with missing pixels (inpaint), not for {task.name}: leave it out"
+            )
         if settings.samples < 1:
             raise InputError(f"--samples is {settings.samples}; expected at least 1")
         resolve_devices(settings.device)
@@ -148,6 +156,12 @@ class Job:
         # Before the prior is loaded: the text encoders of some take more memory than their network.
         condition = all_conditions(settings.condition, settings.prompt, settings.prior)
         prior = api.load_prior(settings.prior, **settings.prior_settings)
+        if task.objects and not prior.knows_objects:
+            raise InputError(
+                f"the task {task.name} needs a prior that knows objects, and {settings.prior} knows small crops only: "
+                f"its colours would be guesses; give one of whole pictures like yours, such as --prior "
+                f"google/ddpm-church-256 (`invguide priors` lists them)"
+            )
         if settings.tile:
             in_tiles(prior, settings.tile, (settings.tile,) * 2)
         encoders = () if settings.prompt is None else text_files(settings.prior)
@@ -164,6 +178,7 @@ class Job:
             "task": self.task.name,
             "options": {k: v for k, v in options.given.items() if not isinstance(v, Path)},
             "sigma_y": "auto" if settings.sigma_y is None else settings.sigma_y,
+            "keep_known": "auto" if settings.keep_known is None else settings.keep_known,
             "solver": settings.solver.lower(),
             "solver_settings": {k: _plain(v) for k, v in settings.solver_settings.items()},
             "prior": settings.prior,
@@ -261,6 +276,7 @@ class Measured:
         known: Where y has pixels, for the panel; None: everywhere.
         grey: The result is made grey.
         sigma_y: Given or estimated.
+        keep_known: The known pixels of the result are those of the picture.
     """
 
     picture: Picture
@@ -269,11 +285,16 @@ class Measured:
     known: Tensor | None
     grey: bool
     sigma_y: float
+    keep_known: bool = False
 
 
 def measure(job: Job, picture: Picture, name: str) -> Measured:
-    """Turn a picture into a measurement for the job's prior."""
+    """Turn a picture into a measurement for the job's prior; colours that nobody sees do not count."""
+    shown = visible(picture)
+    picture = without_hidden_colours(picture)
     inner = job.task.operator(job.settings.options, picture)
+    if isinstance(inner, Inpainting) and shown is not None:
+        inner = Inpainting(inner.mask & shown)
     colours = job.prior.sample_shape[0]
     y, operator, grey = picture.values, inner, False
     if isinstance(inner, Grayscale):
@@ -293,8 +314,12 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
         y = y * known.to(y)
     sigma = job.settings.sigma_y
     if sigma is None:
-        sigma = max(estimate_sigma(y, known, picture.bits), job.task.model_error)
-    return Measured(picture, y, operator, known, grey, sigma)
+        seen = shown if known is None else known
+        sigma = max(estimate_sigma(y, seen, picture.bits), job.task.model_error)
+    keep = job.settings.keep_known
+    if keep is None:
+        keep = stay_by_default(job.settings.sigma_y, picture.bits)
+    return Measured(picture, y, operator, known, grey, sigma, keep and known is not None)
 
 
 def prior_for(job: Job, measured: Measured) -> Prior:
@@ -492,7 +517,9 @@ def _describe(measured: Measured) -> str:
     if measured.grey:
         return f"{names[-1]} of the luma of a colour picture"
     text = " then ".join(names)
-    return f"{text}; white is known" if measured.known is not None else text
+    if measured.known is None:
+        return text
+    return f"{text}; white is known" + (" and stays" if measured.keep_known else "")
 
 
 def _count(number: int, noun: str) -> str:
@@ -546,6 +573,8 @@ def _finish(
     """Write everything, the manifest last."""
     if measured.grey:
         result.samples = to_grey(result.samples)
+    if measured.keep_known:
+        _put_known_back(result, measured)
     like = (
         measured.picture
         if not isinstance(measured.operator, Grayscale)
@@ -580,10 +609,19 @@ def _finish(
         "sigma_y": measured.sigma_y,
         "precision": result.manifest["precision"],
         "sigma_y_from": "estimate" if settings.sigma_y is None else "user",
+        "keep_known": measured.keep_known if measured.known is not None else None,
         "diagnosis": result.diagnosis,
         "files": [str(f.relative_to(out)) for f in files],
     }
     write_manifest(out / MANIFEST, manifest)
+
+
+def _put_known_back(result: Result, measured: Measured) -> None:
+    """In every finished sample. chi2 stays that of the solver, whose fit it judges; a residual would be zero."""
+    assert measured.known is not None
+    done = result.finished
+    result.samples[done] = put_back(result.samples[done], measured.picture.values, measured.known)
+    result.residual = None
 
 
 def _save_arrays(result: Result, out: Path) -> list[Path]:
@@ -594,8 +632,8 @@ def _save_arrays(result: Result, out: Path) -> list[Path]:
 
 
 def _in_colour(picture: Picture) -> Picture:
-    """The kind of a colourised picture: its grey profile does not fit, and TIFF of floats is grey only."""
-    return dataclasses.replace(picture, profile=None, bits=min(picture.bits, 16))
+    """The kind of a colourised picture: TIFF of floats is grey only."""
+    return dataclasses.replace(picture, bits=min(picture.bits, 16))
 
 
 def _remove_old(out: Path) -> None:

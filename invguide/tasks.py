@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.images import Picture, read_picture
+from invguide.masks import read_mask
 from invguide.operators import (
     HDR,
     JPEG,
@@ -69,6 +69,7 @@ class Task:
 
     Attributes:
         model_error: What the operator is off by, root mean square: the least noise level that is ever estimated.
+        objects: Only a prior that knows objects can do it: nothing in the picture itself tells the answer.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Task:
     options: tuple[str, ...]
     build: Callable[[Options, Picture], Operator]
     model_error: float = 0.0
+    objects: bool = False
 
     def operator(self, options: Options, picture: Picture) -> Operator:
         """Return the operator whose output the picture is; it acts on grey and colour alike, save for "colorize"."""
@@ -169,7 +171,13 @@ TASKS = {
         Task("super-resolution", "enlarge", ("factor", "filter"), _reduce),
         # With 0.02 chi2 is near 1 on files of quality 30, and restored Kodak crops gain 0.8 to 1.1 dB.
         Task("jpeg", "remove the blocks and rings of JPEG", ("quality",), _jpeg, model_error=0.02),
-        Task("colorize", "give a grey picture colours", (), lambda o, p: Grayscale()),
+        Task(
+            "colorize",
+            "give a grey picture colours, with a prior that knows objects",
+            (),
+            lambda o, p: Grayscale(),
+            objects=True,
+        ),
         Task(
             "hdr",
             "recover over-exposed highlights",
@@ -212,36 +220,6 @@ def through_grey(operator: Operator) -> Operator:
 
 
 # ---- files
-
-
-def read_mask(path: Path, size: tuple[int, int], invert: bool = False) -> Tensor:
-    """Return a mask (1, H, W) of a picture that is white (above half) where pixels are known.
-
-    Raises:
-        InputError: Unreadable, or nothing or everything known.
-        ShapeError: Not of this size.
-    """
-    values = _luma(read_picture(path).values)[0]
-    if tuple(values.shape[-2:]) != size:
-        raise ShapeError(
-            f"mask {path} is {values.shape[-1]} x {values.shape[-2]} pixels and the picture {size[1]} x {size[0]}; "
-            f"they must be equal: resize the mask (nearest neighbour)"
-        )
-    known = values > 0.5
-    if bool(((values > 0.02) & (values < 0.98)).any()):
-        warnings.warn(f"mask {path} has grey values; more than half white counts as known")
-    known = ~known if invert else known
-    if bool(known.all()):
-        raise InputError(
-            f"mask {path} marks every pixel as known ({'black' if invert else 'white'}), so nothing is missing: "
-            f"use --task denoise"
-        )
-    if not bool(known.any()):
-        raise InputError(
-            f"mask {path} marks no pixel as known ({'black' if invert else 'white'}); is it the other way round? "
-            f"{'Leave --invert-mask out' if invert else 'Use --invert-mask'}"
-        )
-    return known
 
 
 def read_kernel(path: Path) -> Tensor:

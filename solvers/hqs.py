@@ -15,7 +15,6 @@ from invguide.rng import Noise
 from invguide.solver import Requires, Solver
 from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
-
 LOWEST, UNKNOWN_NOISE = 0.02, 0.05  # normalised units, of pictures in [-1, 1]
 
 

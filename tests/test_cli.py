@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_every_kind_comes_back_in_kind(tmp_path: Path, channels: int, bits: int)
         assert np.array_equal(back.alpha, array[..., -1])
 
 
+@pytest.mark.parametrize("more", [(), ("--samples", "2", "--solver", "diffpir")])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_as_colour_is_restored_as_grey(tmp_path: Path, bits: int, more: tuple[str, ...]):
+    """The same bits, three times over."""
+    kind = np.uint8 if bits == 8 else np.uint16
+    array = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (33, 37, 1)).astype(kind)
+    for name, channels in (("grey", 1), ("rgb", 3)):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(array.repeat(channels, -1)))
+        base = ("restore", tmp_path / f"{name}.png", "--task", "denoise", *QUICK, *more)
+        run(*base, "--arrays", "--out", tmp_path / name)
+    same = [np.load(tmp_path / name / "samples.npy") for name in ("grey", "rgb")]
+    assert np.array_equal(*same)
+    last = f"restored{'-2' if more else ''}.png"
+    grey, rgb = (read_picture(tmp_path / name / last) for name in ("grey", "rgb"))
+    assert rgb.rgb
+    assert not grey.rgb
+    assert torch.equal(grey.values, rgb.values)
+    assert Image.open(tmp_path / "rgb" / last).mode == "RGB"
+
+
 def test_larger_with_alpha(tmp_path: Path):
     array = np.random.default_rng(0).integers(0, 255, (20, 24, 4)).astype(np.uint8)
     array[..., 3] = 77
@@ -143,8 +164,14 @@ def test_larger_with_alpha(tmp_path: Path):
 
 
 def test_colorize_gives_colours(photo: Path, tmp_path: Path):
+    """With a prior that does not say that it knows no objects: the small one, as a file of somebody."""
     Image.open(photo).convert("L").save(tmp_path / "grey.png")
-    run("restore", tmp_path / "grey.png", "--task", "colorize", *QUICK, "--out", tmp_path / "out")
+    colorize = ("restore", tmp_path / "grey.png", "--task", "colorize")
+    said = run(*colorize, *QUICK, "--out", tmp_path / "out", code=2)
+    assert "needs a prior that knows objects, and natural-tiny knows small crops only" in said
+    assert not (tmp_path / "out").exists()
+    prior = shutil.copy(weights_path("natural-tiny"), tmp_path)
+    run(*colorize, *QUICK, "--prior", prior, "--out", tmp_path / "out")
     back = read_picture(tmp_path / "out" / "restored.png").values
     assert back.shape == (1, 3, 40, 48)
     luma = read_picture(tmp_path / "grey.png").values
@@ -161,7 +188,8 @@ def test_degrade_then_restore_as_it_advises(photo: Path, tmp_path: Path, task: s
     printed = run("degrade", photo, "--task", task, "--out", y, *more, *factor)
     advice = printed.strip().splitlines()[-1].removeprefix("restore with: invguide ").split()
     assert advice[:4] == ["restore", str(y), "--task", task]
-    run(*advice, "--prior", "natural-tiny", "--steps", "2", "--out", tmp_path / "out")
+    prior = shutil.copy(weights_path("natural-tiny"), tmp_path)  # a file may know objects
+    run(*advice, "--prior", prior, "--steps", "2", "--out", tmp_path / "out")
     restored, clean = (read_picture(p) for p in (tmp_path / "out" / "restored.png", photo))
     assert restored.describe() == clean.describe()
 

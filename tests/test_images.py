@@ -6,6 +6,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -299,3 +300,151 @@ def test_noise_is_at_least_the_rounding():
     mask[:, ::2, ::2] = 1
     with pytest.raises(InputError, match="the noise cannot be estimated: 0 blocks"):
         estimate_sigma(flat, mask)
+
+
+# ---- grey as colour, and profiles
+
+
+@pytest.mark.parametrize("quality", [10, 50, 90])
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png", "bmp", "tiff"])
+def test_grey_as_colour_is_grey(tmp_path: Path, suffix: str, quality: int):
+    photo = Image.open(Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png")
+    Image.merge("RGB", [photo.convert("L")] * 3).save(tmp_path / f"x.{suffix}", quality=quality)
+    picture = read_picture(tmp_path / f"x.{suffix}")
+    assert (picture.grey, picture.rgb) == (True, True)
+    found = np.asarray(Image.open(tmp_path / f"x.{suffix}").convert("RGB")).astype(int)
+    # Decoders of WebP round each channel its own way.
+    assert np.abs(found - as_stored(picture)).max() <= (1 if suffix == "webp" else 0)
+    written = write_picture(tmp_path / "out", picture.values, picture)
+    assert Image.open(written).mode == "RGB"
+    back = read_picture(written)
+    assert torch.equal(back.values, picture.values)
+    assert back.describe() == picture.describe()
+
+
+def test_one_level_of_colour_in_one_pixel_is_colour(tmp_path: Path):
+    for kind in (np.uint8, np.uint16):
+        array = pixels(1, kind).repeat(3, -1) // 2
+        (tmp_path / "grey.png").write_bytes(encode_png(array))
+        assert read_picture(tmp_path / "grey.png").rgb
+        array[5, 7, 2] += 1
+        (tmp_path / "x.png").write_bytes(encode_png(array))
+        picture = read_picture(tmp_path / "x.png")
+        assert (picture.grey, picture.rgb) == (False, False)
+        assert np.array_equal(as_stored(picture), array)
+
+
+def profile(space: str, claims: bytes = b"") -> bytes:
+    """A profile of LittleCMS for RGB, GRAY or LAB; one that claims to be for another space is a broken one."""
+    if space == "GRAY":
+        whole = bytearray(GREY_PROFILE)
+    else:
+        whole = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes())
+    if claims:
+        whole[16:20] = claims
+    return bytes(whole)
+
+
+def _grey_profile() -> bytes:
+    """A gamma of 2.2 for grey, by hand after ICC.1:2001-04: header, three tags, their contents."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"grey\0" + bytes(4 + 4 + 2 + 1 + 67 + 3)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    contents = [(b"desc", text), (b"wtpt", xyz(0.9642, 1.0, 0.8249)), (b"kTRC", curve)]
+    table, data, at = struct.pack(">I", len(contents)), b"", 128 + 4 + 12 * len(contents)
+    for name, content in contents:
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", at + len(data), len(content))
+        data += content
+    head = struct.pack(
+        ">I4sI4s4s4s", at + len(data), b"\0" * 4, 0x02100000, b"mntr", b"GRAY", b"XYZ "
+    )
+    head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
+    return head.ljust(128, b"\0") + table + data
+
+
+GREY_PROFILE = _grey_profile()
+
+
+@pytest.mark.filterwarnings("error:.*colour profile")
+def test_profiles_that_fit_are_passed_on(tmp_path: Path):
+    for mode, space in (
+        ("L", "GRAY"),
+        ("LA", "GRAY"),
+        ("RGB", "sRGB"),
+        ("RGBA", "sRGB"),
+        ("P", "sRGB"),
+    ):
+        image = Image.fromarray(pixels(4)).convert("RGB" if mode == "P" else mode)
+        image = image.quantize(16) if mode == "P" else image
+        data = profile(space)
+        image.save(tmp_path / "x.png", icc_profile=data)
+        picture = read_picture(tmp_path / "x.png")
+        assert picture.profile == data
+        written = Image.open(write_picture(tmp_path / "out", picture.values, picture))
+        assert written.info["icc_profile"] == data
+        opened: Any = ImageCms.ImageCmsProfile(BytesIO(data))  # LittleCMS takes it
+        assert opened.profile.xcolor_space.strip() == ("GRAY" if space == "GRAY" else "RGB")
+
+
+@pytest.mark.parametrize(
+    ("mode", "space", "claims"),
+    [
+        ("L", "sRGB", b""),
+        ("RGB", "GRAY", b""),
+        ("RGB", "LAB", b""),
+        ("RGB", "sRGB", b"CMYK"),
+        ("RGBA", "sRGB", b"GRAY"),
+        ("RGB", "", b""),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_profiles_that_do_not_fit_are_dropped_and_said(
+    tmp_path: Path, mode: str, space: str, claims: bytes, suffix: str
+):
+    data = profile(space, claims) if space else b"no profile at all" * 20
+    Image.fromarray(pixels(4)).convert(mode).save(tmp_path / f"x.{suffix}", icc_profile=data)
+    with pytest.warns(UserWarning, match="its colour profile .*; it is dropped"):
+        picture = read_picture(tmp_path / f"x.{suffix}")
+    assert picture.profile is None
+    written = write_picture(tmp_path / "out", picture.values, picture)
+    assert "icc_profile" not in Image.open(written).info
+
+
+def test_a_grey_palette_keeps_the_profile_for_rgb(tmp_path: Path):
+    grey = Image.fromarray(pixels(1)[..., 0]).convert("RGB").quantize(64)
+    grey.save(tmp_path / "x.png", icc_profile=profile("sRGB"))
+    picture = read_picture(tmp_path / "x.png")
+    assert (picture.grey, picture.rgb) == (True, True)
+    written = Image.open(write_picture(tmp_path / "out", picture.values, picture))
+    assert (written.mode, written.info["icc_profile"]) == ("RGB", picture.profile)
+
+
+def test_cmyk_and_lab_become_srgb(tmp_path: Path):
+    """Lab by LittleCMS as PIL calls it; CMYK with a profile that cannot be used by PIL's formula, and this is said."""
+    colour = Image.fromarray(np.kron(pixels(3, size=(5, 7)), np.ones((4, 4, 1), np.uint8)))
+    lab = ImageCms.profileToProfile(
+        colour, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    lab.save(tmp_path / "lab.tiff")
+    back = ImageCms.profileToProfile(
+        lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert np.array_equal(as_stored(read_picture(tmp_path / "lab.tiff")), np.asarray(back))
+
+    cmyk = colour.convert("CMYK")
+    cmyk.save(tmp_path / "x.tiff", icc_profile=profile("sRGB", b"CMYK"))
+    with pytest.warns(
+        UserWarning, match="does not fit CMYK pixels; it is dropped, and colours may be off"
+    ):
+        picture = read_picture(tmp_path / "x.tiff")
+    assert np.array_equal(as_stored(picture), np.asarray(cmyk.convert("RGB")))
+    written = Image.open(write_picture(tmp_path / "out", picture.values, picture))
+    opened = ImageCms.ImageCmsProfile(BytesIO(written.info["icc_profile"]))
+    assert "sRGB" in ImageCms.getProfileDescription(opened)
+    assert read_picture(tmp_path / "out.png").profile == picture.profile

@@ -51,6 +51,7 @@ class WrappedPrior(Prior):
         self.scale, self.shift, self.affine = prior.scale, prior.shift, prior.affine
         self.symmetric, self.sigma_data = prior.symmetric, prior.sigma_data
         self.min_size, self.precision = prior.min_size, prior.precision
+        self.knows_objects = prior.knows_objects
 
     def optimise(self, *args: Any, **settings: Any) -> WrappedPrior:
         """Make the network inside faster, in place: see `invguide.priors.network.NetworkPrior.optimise`."""
