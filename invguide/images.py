@@ -40,6 +40,7 @@ class Picture:
         bits: 8, 16, or 32 for floating point.
         profile: ICC colour profile, passed on untouched.
         jpeg_quality: Of the file, where it is a JPEG with the usual tables.
+        path: Of the file.
     """
 
     values: Tensor
@@ -47,6 +48,7 @@ class Picture:
     bits: int = 8
     profile: bytes | None = None
     jpeg_quality: int | None = None
+    path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def _picture(
     values = torch.from_numpy(
         np.ascontiguousarray(colour.transpose(2, 0, 1))[None].astype(np.float32)
     )
-    return Picture(values / scale, alpha, bits, profile, quality)
+    return Picture(values / scale, alpha, bits, profile, quality, path)
 
 
 def _check_floats(colour: np.ndarray, path: Path) -> None:
