@@ -23,7 +23,8 @@ BLOCK = 8
 ORIENTATION = 0x0112  # the EXIF tag
 # Of 8-bit pixels that are rounded, in their own units; a block's DCT is orthonormal and keeps it.
 ROUNDING = 12**-0.5
-# The DCT of 64 rounding errors of at most 1/2 each is at most 4 (Cauchy), half of this step.
+# The DCT of 64 rounding errors of at most 1/2 each is at most 4 (Cauchy), half of this step. Where a plane was enlarged
+# by 2, `shrink` makes 64 values of 128 errors, and its least singular value is 1 / sqrt(2): at most 8, and twice the step.
 PROBE_STEP = 8
 # So near to 0 or 255 a pixel may have been cut off; more than 0, since the inverse of an enlargement is not exact.
 CUT_OFF = 1.5
@@ -253,15 +254,17 @@ Probe = list[
 
 
 def _probe(file: JPEGFile, chosen: list[int], scale: int, *masks: np.ndarray) -> list[Probe]:
+    enlarged = any(factor > scale for i in chosen for factor in file.factors[i])
+    step = PROBE_STEP * (2 if enlarged else 1)
     found: list[Probe] = []
     for mask in masks:
-        planes = _decode(file, chosen, scale, mask * PROBE_STEP)
+        planes = _decode(file, chosen, scale, mask * step)
         blocks = [blocks_of(plane) for plane in planes]
         found.append(
             [
                 (
-                    np.rint(block_dct(b - 128) / PROBE_STEP) * mask,
-                    ((b > CUT_OFF) & (b < 255 - CUT_OFF)).all((-2, -1)),
+                    np.rint(block_dct(b - 128) / step) * mask,
+                    np.all((b > CUT_OFF) & (b < 255 - CUT_OFF), axis=(-2, -1)),
                 )
                 for b in blocks
             ]
@@ -377,7 +380,7 @@ def block_dct(blocks: np.ndarray) -> np.ndarray:
     """Orthonormal DCT-II of the last two axes."""
     from scipy.fft import dctn
 
-    return dctn(blocks, axes=(-2, -1), norm="ortho")
+    return np.asarray(dctn(blocks, axes=(-2, -1), norm="ortho"))
 
 
 def standard_tables(quality: int) -> tuple[np.ndarray, np.ndarray]:

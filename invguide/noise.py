@@ -57,9 +57,7 @@ class Gaussian(NoiseModel):
     """
 
     def __init__(self, sigma_y: Tensor | float) -> None:
-        self.sigma_y = torch.as_tensor(
-            sigma_y, dtype=None if isinstance(sigma_y, Tensor) else torch.float64
-        )
+        self.sigma_y = _number(sigma_y)
 
     def bind(self, y: Tensor) -> Gaussian:
         sigma = self.sigma_y.detach()
@@ -157,7 +155,7 @@ class Quantised(NoiseModel):
     """
 
     def __init__(self, step: Tensor | float, sigma_y: Tensor | float = 0.0) -> None:
-        self.step, self.sigma_y = torch.as_tensor(step), torch.as_tensor(sigma_y)
+        self.step, self.sigma_y = _number(step), _number(sigma_y)
 
     def bind(self, y: Tensor) -> Quantised:
         if y.is_complex():
@@ -256,6 +254,10 @@ class LogDensity(NoiseModel):
 
     def sigma(self, predicted: Tensor, y: Tensor) -> None:
         return None
+
+
+def _number(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
 
 
 def _fitted(value: Tensor, y: Tensor, name: str) -> Tensor:

@@ -57,6 +57,9 @@ class JPEGCoefficients(LinearOperator):
         torch.Size([2, 1728])
     """
 
+    mix: Tensor
+    dct: Tensor
+
     def __init__(
         self,
         size: tuple[int, int],
@@ -79,7 +82,7 @@ class JPEGCoefficients(LinearOperator):
             raise InputError(f"JPEGCoefficients: orientation={orientation!r}; expected 1 to 8")
         if len(size) != 2 or min(size) < 1:
             raise ShapeError(f"JPEGCoefficients: size={size!r}; expected (height, width)")
-        self.size, self.factors, self.orientation = tuple(size), tuple(factors), orientation
+        self.size, self.factors, self.orientation = (size[0], size[1]), tuple(factors), orientation
         self.stored = self.size[::-1] if orientation >= 5 else self.size
         self.blocks = tuple(
             (_blocks(self.stored[0], v), _blocks(self.stored[1], h)) for v, h in self.factors

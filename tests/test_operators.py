@@ -28,6 +28,7 @@ from invguide.operators import (
     Grayscale,
     Identity,
     Inpainting,
+    JPEGCoefficients,
     MotionBlur,
     NonlinearBlur,
     SuperResolution,
@@ -61,6 +62,9 @@ LINEAR: dict[str, Any] = {
         for f in (2, 3, 4)
         for k in ("bicubic", "box", "gaussian")
     },
+    "jpeg-coefficients": JPEGCoefficients(SHAPE[1:]),
+    "jpeg-420-turned": JPEGCoefficients(SHAPE[1:], "ycbcr", ((1, 1), (2, 2), (2, 2)), 6),
+    "jpeg-luma": JPEGCoefficients(SHAPE[1:], "luma", orientation=3),
     "composition": Composition(GaussianBlur(0.8), SuperResolution(2), Grayscale()),
 }
 NONLINEAR: dict[str, Operator] = {
@@ -133,6 +137,10 @@ def test_matrix_and_its_transpose(operator: LinearOperator):
     shape = (3, 8, 9)
     if isinstance(operator, Inpainting):
         operator = Inpainting.box(shape, 3, 4)
+    if isinstance(operator, JPEGCoefficients):
+        operator = JPEGCoefficients(
+            shape[1:], operator.colour, operator.factors, operator.orientation
+        )
     matrix = dense(operator, shape)
     x = normal(1, *shape)
     assert torch.allclose(matrix @ x.flatten(), operator(x).flatten(), atol=1e-12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from invguide.bench.protocol import Protocol
 from invguide.images import read_picture
 from invguide.metrics import psnr
 from invguide.progress import progress_bar
-from invguide.restoration import Job, Settings, choose, law_of, measure
 from invguide.tables import Table
+
+if TYPE_CHECKING:
+    from invguide.restoration import Job
 
 QUALITIES = (10, 20, 50, 80)
 SAMPLINGS = {"4:2:0": 2, "4:4:4": 0}  # as Pillow counts them
@@ -53,6 +55,8 @@ def jpeg(
     Returns:
         Mean PSNR of 8-bit pictures: the files, one network call at the level of each file's true error, restored.
     """
+    from invguide.restoration import Job, Settings  # which imports this package, for `plan`
+
     truth = Protocol(Path(data), size, photos).truth
     wanted = Settings(
         "jpeg", prior=prior, solver=solver, solver_settings=settings or {}, seed=seed,
@@ -93,6 +97,8 @@ def _save(photo: Tensor, path: Path, quality: int, subsampling: int) -> None:
 
 
 def _cell(job: Job, path: Path, truth: Tensor) -> dict[str, float]:
+    from invguide.restoration import choose, law_of, measure
+
     picture = read_picture(path)
     measured = measure(job, picture, str(path))
     result = api.solve(
