@@ -217,11 +217,10 @@ def _orientation(data: bytes) -> int:
 
 def read_coefficients(file: JPEGFile) -> list[Coefficients]:
     """Return the coefficients of every plane."""
-    scales = sorted({min(factors) for factors in file.factors})
     found: dict[int, Coefficients] = {}
-    for scale in scales:
-        chosen = [i for i, factors in enumerate(file.factors) if min(factors) == scale]
-        found |= zip(chosen, _read_planes(file, chosen, scale))
+    for factors in dict.fromkeys(file.factors):
+        chosen = [i for i, those in enumerate(file.factors) if those == factors]
+        found |= zip(chosen, _read_planes(file, chosen, min(factors)))
     return [found[i] for i in range(len(file.components))]
 
 

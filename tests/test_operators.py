@@ -33,6 +33,7 @@ from invguide.operators import (
     NonlinearBlur,
     SuperResolution,
 )
+from invguide.prior import per_sample
 
 SHAPE = (3, 13, 18)  # neither square nor a multiple of 2, 3 or 4 in both axes
 PADDINGS = ("circular", "reflect", "valid")
@@ -178,7 +179,7 @@ def test_solve_inverts(operator: LinearOperator):
     y = y + 0.1 * normal(*y.shape, seed=1)
     ridge = torch.tensor([1e-2, 0.5], dtype=torch.float64)
     solution = operator.solve(y, ridge)
-    back = operator(operator.adjoint(solution)) + ridge.reshape(2, 1, 1, 1) * solution
+    back = operator(operator.adjoint(solution)) + per_sample(ridge, solution) * solution
     assert (norm(back - y) / norm(y)).max() < 2e-6
     # Samples are solved apart.
     assert torch.allclose(operator.solve(y[1:], 0.5), solution[1:], rtol=1e-6, atol=1e-9)
