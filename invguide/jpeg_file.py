@@ -24,7 +24,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 # Of 8-bit pixels that are rounded, in their own units; a block's DCT is orthonormal and keeps it.
 ROUNDING = 12**-0.5
 # The DCT of 64 rounding errors of at most 1/2 each is at most 4 (Cauchy), half of this step. Where a plane was enlarged
-# by 2, `shrink` makes 64 values of 128 errors, and its least singular value is 1 / sqrt(2): at most 8, and twice the step.
+# by 2, `shrink` makes 64 values of 128 errors, and its least singular value is 1 / sqrt(2): at most 8, twice as much.
 PROBE_STEP = 8
 # So near to 0 or 255 a pixel may have been cut off; more than 0, since the inverse of an enlargement is not exact.
 CUT_OFF = 1.5
