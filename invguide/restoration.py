@@ -126,7 +126,8 @@ class Job:
         if settings.samples < 1:
             raise InputError(f"--samples is {settings.samples}; expected at least 1")
         resolve_devices(settings.device)
-        name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
+        sampler = task.sampler or SAMPLER
+        name = sampler if settings.solver.lower() == "auto" else settings.solver
         configured(api.make_solver(name), settings.solver_settings)
         # Before the prior is loaded: the text encoders of some take more memory than their network.
         condition = all_conditions(settings.condition, settings.prompt, settings.prior)
@@ -331,7 +332,7 @@ def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
     """Return the solver with its settings; "auto" depends on the number of samples."""
     name: str = job.settings.solver
     if name.lower() == "auto" and job.settings.samples > 1:
-        name = SAMPLER
+        name = job.task.sampler or SAMPLER
     if name.lower() != "auto":
         solver = api.make_solver(name)
     else:

@@ -72,6 +72,7 @@ class Task:
         measure: In place of `build`, where the measurement is not the pixels: of options, picture, the prior's
             channels and the noise level given.
         solver_settings: By the name of a solver, what suits the task better than its defaults.
+        sampler: What "auto" stands for where several samples are asked for, if not the usual one.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Task:
     build: Callable[[Options, Picture], Operator] | None = None
     measure: Callable[[Options, Picture, int, float | None], Measurement] | None = None
     solver_settings: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    sampler: str | None = None
 
     def operator(self, options: Options, picture: Picture) -> Operator:
         """Return the operator whose output the picture is.
@@ -179,8 +181,10 @@ TASKS = {
             ("quality",),
             measure=_jpeg,
             solver_settings={
-                "HQS": {"num_steps": 6, "lam": 0.35, "sigma_start": 0.3, "sigma_end": 0.02}
+                "HQS": {"num_steps": 6, "lam": 0.35, "sigma_start": 0.3, "sigma_end": 0.02},
+                "DiffPIR": {"num_steps": 30, "lam": 0.35},
             },
+            sampler="DiffPIR",  # it takes the same data step; samples of DPS are worse than their file
         ),
         Task("colorize", "give a grey picture colours", (), lambda o, p: Grayscale()),
         Task(

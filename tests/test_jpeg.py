@@ -265,7 +265,7 @@ def test_posterior_mean_is_that_of_quadrature(sigma_y: float, variance: float):
             return float(np.exp((peak - t) * (peak + t) / 2))
 
         mass, first = (
-            integrate.quad(f, low, high, points=[peak], epsabs=0, epsrel=1e-10)[0]
+            integrate.quad(f, low, high, points=[peak], epsabs=0, epsrel=1e-9)[0]
             for f in (density, lambda t, d=density: t * d(t))
         )
         expected = z + variance / total * first / mass
@@ -345,11 +345,14 @@ def prior() -> ig.Prior:
     return ig.load_prior("natural")
 
 
-def gain(path: Path, truth: torch.Tensor, prior: ig.Prior) -> float:
+def gain(
+    path: Path, truth: torch.Tensor, prior: ig.Prior, name: str = "HQS", samples: int = 1
+) -> float:
     picture = read_picture(path)
     found = measure_jpeg(picture, None, 3)
-    solver = ig.solvers.HQS(**TASKS["jpeg"].solver_settings["HQS"])
+    solver = ig.api.make_solver(name, **TASKS["jpeg"].solver_settings[name])
     settings: dict[str, Any] = {"noise": found.noise, "solver": solver, "progress": False}
+    settings["num_samples"] = samples
     restored = ig.solve(found.y, found.operator, prior, **settings).mean
     restored = restored if picture.values.shape[1] == 3 else restored.mean(1, keepdim=True)
     error = [((v.clamp(0, 1) - truth) ** 2).mean() for v in (picture.values, restored)]
@@ -379,3 +382,28 @@ def test_grey_file_stays_grey_and_gains(tmp_path: Path, prior: ig.Prior):
     image = photo().convert("L")
     path = save(tmp_path / "x.jpg", image, 6)
     assert gain(path, tensor(image), prior) > 0.5
+
+
+def test_samples_gain_too_and_differ(tmp_path: Path, prior: ig.Prior):
+    image = photo(48, 48)
+    path = save(tmp_path / "x.jpg", image)
+    sampler = TASKS["jpeg"].sampler
+    assert sampler is not None
+    one, mean = (gain(path, tensor(image), prior, sampler, count) for count in (1, 3))
+    assert one > 0.2
+    assert mean > one + 0.1
+
+
+def test_table(tmp_path: Path):
+    from invguide.bench import jpeg
+
+    pixels = np.asarray(photo(32, 32))
+    np.savez(tmp_path / "photos.npz", img_32=pixels[None])
+    settings: dict[str, Any] = {"size": 32, "photos": 1, "qualities": [20], "progress": False}
+    table = jpeg(tmp_path / "photos.npz", prior="natural-tiny", **settings)
+    decoded = np.asarray(Image.open(save(tmp_path / "x.jpg", photo(32, 32), subsampling=2)))
+    error = np.mean((decoded / 255.0 - pixels / 255.0) ** 2)
+    cell = table.figures["20 4:2:0"]
+    assert cell["file"][0] == pytest.approx(-10 * np.log10(error), abs=1e-4)
+    assert cell["gain"][0] == pytest.approx(cell["restored"][0] - cell["file"][0])
+    assert [row[:2] for row in table.rows] == [("20", "4:2:0"), ("20", "4:4:4")]
