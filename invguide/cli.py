@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from invguide.cli_bench import bench
-from invguide.terminal import RUN_FAILED, Device, Group, Seed, command, print_error
+from invguide.terminal import RUN_FAILED, Device, Group, Seed, command, pairs, print_error
 from invguide.threads import be_passive
 
 if TYPE_CHECKING:
@@ -176,21 +176,9 @@ def _sigma(text: str) -> float | None:
         raise InputError(f"--sigma-y is {text!r}; expected a number (white = 1) or auto") from None
 
 
-def _pairs(items: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
-    from invguide.errors import InputError
-
-    pairs = {}
-    for item in items or ():
-        name, equals, value = item.partition("=")
-        if not (name and equals and value):
-            raise InputError(f"{option} {item!r}; expected NAME=VALUE, such as {option} {example}")
-        pairs[name.replace("-", "_")] = value
-    return pairs
-
-
 def _prior_settings(items: Iterable[str] | None, option: str = "--prior-set") -> dict[str, Any]:
     """Arguments of load_prior: numbers, tuples and booleans of Python, or else text."""
-    return {n: _literal(v) for n, v in _pairs(items, option, "data_range=(0,1)").items()}
+    return {n: _literal(v) for n, v in pairs(items, option, "data_range=(0,1)").items()}
 
 
 def _prior(
@@ -203,7 +191,7 @@ def _prior(
     return {
         "prior": name,
         "prior_settings": _prior_settings(settings),
-        "condition": _pairs(condition, "--condition", "label=207"),
+        "condition": pairs(condition, "--condition", "label=207"),
         "prompt": prompt,
     }
 
@@ -319,7 +307,7 @@ def restore(
     from invguide.folder import restore_folder
     from invguide.restoration import Job, Settings, restore_picture
 
-    chosen: dict[str, Any] = dict(_pairs(set_, "--set", "guidance_scale=0.5"))
+    chosen: dict[str, Any] = dict(pairs(set_, "--set", "guidance_scale=0.5"))
     chosen |= {} if steps is None else {"num_steps": steps}
     chosen |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     settings = Settings(
@@ -524,7 +512,7 @@ def doctor(
     from invguide.priors.known_images import known_images
     from invguide.priors.latent import LatentPrior
 
-    told = all_conditions(_pairs(condition, "--condition", "label=207"), prompt, checkpoint)
+    told = all_conditions(pairs(condition, "--condition", "label=207"), prompt, checkpoint)
     settings = _prior_settings(set_, "--set")
     where = resolve_device(device)
     prior = load_prior(checkpoint, check=False, **settings).to(where)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invguide.terminal import Device, Seed, command
+from invguide.terminal import Device, Seed, command, pairs
 
 bench = typer.Typer(
     help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
@@ -110,6 +110,33 @@ def bench_tasks(
     from invguide.bench import tasks as run
 
     print(run(data, size=size, photos=photos, against=against, **_given(tasks=task, busy=busy)))
+
+
+@command("jpeg", bench)
+def bench_jpeg(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    quality: Annotated[
+        list[int] | None,
+        typer.Option(help="Of the files; may be given several times [10, 20, 50, 80]."),
+    ] = None,
+    solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the solver."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Save photos as JPEG, restore the files, and compare with them."""
+    from invguide.bench import jpeg as run
+
+    settings = _given(qualities=quality, settings=pairs(set_, "--set", "lam=0.5"))
+    settings |= {"size": size, "photos": photos, "prior": prior, "precision": precision}
+    print(run(data, **settings, solver=solver, seed=seed, device=device))
 
 
 @command("driver", bench)

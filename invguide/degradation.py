@@ -14,7 +14,7 @@ from torch import Tensor
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture, write_picture
-from invguide.operators import Inpainting
+from invguide.operators import Identity, Inpainting
 from invguide.restoration import check_writable
 from invguide.tasks import Options, find_task
 from invguide.transparency import without_hidden_colours
@@ -72,8 +72,10 @@ def degrade_picture(
         mask = out.with_name(f"{out.stem}-mask.png")
         files.append(write_picture(mask, operator.mask.float()))  # pyright: ignore[reportArgumentType]
         advice += ["--mask", str(mask)]
-    else:
+    elif task.build is not None:
         operator = task.operator(options, picture)
+    else:
+        operator = Identity()
     y = _jpeg(picture.values, options.quality) if task.name == "jpeg" else operator(picture.values)
     y = add_noise(y, sigma, seed)
     if isinstance(operator, Inpainting):

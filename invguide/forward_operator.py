@@ -157,6 +157,14 @@ class LinearOperator(Operator):
         """Return the singular value decomposition for signals like x (shape, dtype, device), or None if not cheap."""
         return None
 
+    def row_norms(self, y: Tensor) -> Tensor | None:
+        """Return |A* e_i| of every element of one measurement, shape and dtype of y[0], or None if not cheap."""
+        return None
+
+    def right_inverse(self, y: Tensor) -> Tensor | None:
+        """Return an x that A maps to y, as a plausible change of a signal would be; None if there is no cheap one."""
+        return None
+
     def solve(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
         """Return (A A* + ridge I)^-1 rhs; ridge > 0, scalar or (B,). Spectral where `svd` is known, else CG."""
         svd = self._svd_for(rhs)

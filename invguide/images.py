@@ -43,6 +43,7 @@ class Picture:
         profile: ICC colour profile that fits what is stored, passed on untouched.
         jpeg_quality: Of the file, where it is a JPEG with the usual tables.
         rgb: A grey picture is stored as colour, with R = G = B; it is written so again.
+        path: Of the file.
     """
 
     values: Tensor
@@ -51,6 +52,7 @@ class Picture:
     profile: bytes | None = None
     jpeg_quality: int | None = None
     rgb: bool = False
+    path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,7 +140,7 @@ def _picture(
     values = torch.from_numpy(
         np.ascontiguousarray(colour.transpose(2, 0, 1))[None].astype(np.float32)
     )
-    return Picture(values / scale, alpha, bits, profile, quality, rgb)
+    return Picture(values / scale, alpha, bits, profile, quality, rgb, path)
 
 
 def _neutral(colour: np.ndarray, alpha: np.ndarray | None, tolerance: int) -> bool:

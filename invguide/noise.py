@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from torch import Tensor
 from invguide.errors import InputError, ShapeError
 
 EXACT_FRACTION = 1e-3
+LEAST_SLOPE = 1e-2  # of a rounding step
+SQRT2 = math.sqrt(2)
 
 
 class NoiseModel(ABC):
@@ -54,36 +57,16 @@ class Gaussian(NoiseModel):
     """
 
     def __init__(self, sigma_y: Tensor | float) -> None:
-        self.sigma_y = torch.as_tensor(
-            sigma_y, dtype=None if isinstance(sigma_y, Tensor) else torch.float64
-        )
+        self.sigma_y = _number(sigma_y)
 
     def bind(self, y: Tensor) -> Gaussian:
-        sigma = self.sigma_y.detach().to(device=y.device, dtype=y.real.dtype)
+        sigma = self.sigma_y.detach()
         if not bool(torch.isfinite(sigma).all()) or bool((sigma < 0).any()):
             worst = sigma.flatten()[(~torch.isfinite(sigma) | (sigma < 0)).flatten()][0].item()
             raise InputError(
                 f"sigma_y is {worst:g}; expected a noise standard deviation >= 0 in the units of the measurement"
             )
-        if sigma.shape == y.shape[1:] and sigma.ndim:
-            sigma = sigma[None]
-        try:
-            # numpy's: torch's takes a second to import sympy.
-            fits = (
-                sigma.ndim in (0, y.ndim) and np.broadcast_shapes(sigma.shape, y.shape) == y.shape
-            )
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ShapeError(
-                f"sigma_y has shape {tuple(self.sigma_y.shape)}; expected a number, one value per element "
-                f"{tuple(y.shape[1:])}, or a shape of {y.ndim} axes that broadcasts to y {tuple(y.shape)}"
-            )
-        sigma = (
-            sigma.expand(len(y), *sigma.shape[1:])
-            if sigma.ndim
-            else sigma.expand(len(y)).reshape(-1, *(1,) * (y.ndim - 1))
-        )
+        sigma = _fitted(sigma, y, "sigma_y")
         if bool((sigma == 0).any()):
             rms = (
                 (y.abs() ** 2)
@@ -155,6 +138,102 @@ class Poisson(NoiseModel):
         return (self.gain * predicted.detach().clamp_min(1e-2 * self.gain)).sqrt()
 
 
+class Quantised(NoiseModel):
+    """y = step * round((A x + sigma_y n) / step): A x + sigma_y n lies within half a step of y.
+
+    log p(y | A x) = log [Phi((y + step/2 - A x) / sigma_y) - Phi((y - step/2 - A x) / sigma_y)]: flat inside of the
+    step, and as steep outside as a Gaussian. A grid that does not go through 0 is y's own: only y counts.
+
+    Args:
+        step: Width of a step, measurement units: a number, one value per element, or a tensor that broadcasts to y.
+        sigma_y: Gaussian noise before the rounding, as `step`; at least 1 % of the step is taken, so that the law
+            has a slope everywhere.
+
+    Raises:
+        InputError: A step that is not positive, a sigma_y that is negative, complex y.
+        ShapeError: Either does not fit y.
+    """
+
+    def __init__(self, step: Tensor | float, sigma_y: Tensor | float = 0.0) -> None:
+        self.step, self.sigma_y = _number(step), _number(sigma_y)
+
+    def bind(self, y: Tensor) -> Quantised:
+        if y.is_complex():
+            raise InputError("Quantised: y is complex; expected real values, the two parts apart")
+        step, sigma = (_fitted(v, y, "Quantised") for v in (self.step, self.sigma_y))
+        if not bool((step > 0).all()) or not bool((sigma >= 0).all()):
+            raise InputError(
+                f"Quantised: step is at least {step.min().item():g} and sigma_y {sigma.min().item():g}; expected a "
+                "step > 0 and a sigma_y >= 0"
+            )
+        return self._of(step, torch.maximum(sigma, LEAST_SLOPE * step))
+
+    @classmethod
+    def _of(cls, step: Tensor, sigma_y: Tensor) -> Quantised:
+        law = cls.__new__(cls)
+        law.step, law.sigma_y = step, sigma_y
+        return law
+
+    def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
+        a, b = self._ends(predicted, y, self.sigma_y)
+        near = a.clamp(max=0)  # below it nothing underflows
+        inside = torch.log(
+            ((torch.erfc(near / SQRT2) - torch.erfc(b / SQRT2)) / 2).clamp_min(1e-300)
+        )
+        far = a.clamp_min(0)
+        beyond = torch.log(_scaled_mass(far, b) / 2) - far.square() / 2
+        return torch.where(a > 0, beyond, inside).flatten(1).sum(1).to(predicted.dtype)
+
+    def posterior_mean(self, mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
+        """E[c | y] of values c = A x that were N(mean, variance) each before y was known; all broadcast to y.
+
+        c + sigma_y n is a Gaussian cut off to the step, whose mean is known in closed form.
+        """
+        total = variance + self.sigma_y**2
+        a, b = self._ends(mean, y, total.sqrt())
+        near = a.clamp(max=0)
+        # (phi(a) - phi(b)) / (Phi(b) - Phi(a)), both divided by phi(a) where a is far out.
+        inside = (torch.exp(-near.square() / 2) - torch.exp(-b.square() / 2)) / (
+            (torch.erfc(near / SQRT2) - torch.erfc(b / SQRT2)).clamp_min(1e-300) / 2
+        )
+        far = a.clamp_min(0)
+        beyond = -2 * torch.expm1(-(b - far) * (b + far) / 2) / _scaled_mass(far, b)
+        pull = torch.where(a > 0, beyond, inside) / math.sqrt(2 * math.pi)
+        towards = torch.where(y >= mean, 1.0, -1.0)
+        return mean + towards * (variance / total.sqrt()) * pull.to(mean.dtype)
+
+    def _ends(self, predicted: Tensor, y: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends a <= b of the step in standard deviations from `predicted`, |a| <= b; float64."""
+        distance, half = (y - predicted).abs().double(), self.step.double() / 2
+        std = std.double()
+        return (distance - half) / std, (distance + half) / std
+
+    def sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return (self.step**2 / 12 + self.sigma_y**2).sqrt()
+
+    def square(self, log_density: Tensor, predicted: Tensor, y: Tensor) -> Tensor:
+        """NaN: a value anywhere in its step agrees with y as well as any other."""
+        return torch.full_like(log_density, float("nan"))
+
+    def agreement(self, predicted: Tensor, y: Tensor) -> Tensor:
+        """Which part of a measurement lies in its step, give or take two sigma_y, (B,)."""
+        inside = (y - predicted).abs() <= self.step / 2 + 2 * self.sigma_y
+        return inside.flatten(1).double().mean(1)
+
+    def rows(self, index: Tensor) -> Quantised:
+        return self._of(self.step[index], self.sigma_y[index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Quantised:
+        moved = (v.to(device=device, dtype=dtype) for v in (self.step, self.sigma_y))
+        return self._of(*moved)
+
+
+def _scaled_mass(a: Tensor, b: Tensor) -> Tensor:
+    """2 [Phi(b) - Phi(a)] exp(a^2 / 2) for 0 <= a <= b, without underflow."""
+    erfcx = torch.special.erfcx
+    return erfcx(a / SQRT2) - torch.exp(-(b - a) * (b + a) / 2) * erfcx(b / SQRT2)
+
+
 class LogDensity(NoiseModel):
     """The user's own log p(y | A x): a callable (predicted (B, *y_shape), y) -> (B,), differentiable or not."""
 
@@ -175,3 +254,28 @@ class LogDensity(NoiseModel):
 
     def sigma(self, predicted: Tensor, y: Tensor) -> None:
         return None
+
+
+def _number(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+
+
+def _fitted(value: Tensor, y: Tensor, name: str) -> Tensor:
+    """A number, a value per element of one measurement, or what broadcasts to y (B, ...), as rows of y's rank."""
+    value = value.detach().to(device=y.device, dtype=y.real.dtype)
+    given = tuple(value.shape)
+    if value.shape == y.shape[1:] and value.ndim:
+        value = value[None]
+    try:
+        # numpy's: torch's takes a second to import sympy.
+        fits = value.ndim in (0, y.ndim) and np.broadcast_shapes(value.shape, y.shape) == y.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"{name} has shape {given}; expected a number, one value per element {tuple(y.shape[1:])}, or a shape of "
+            f"{y.ndim} axes that broadcasts to y {tuple(y.shape)}"
+        )
+    if value.ndim:
+        return value.expand(len(y), *value.shape[1:])
+    return value.expand(len(y)).reshape(-1, *(1,) * (y.ndim - 1))

@@ -32,8 +32,10 @@ from invguide.errors import (
 from invguide.estimate import estimate_sigma
 from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture
+from invguide.jpeg_measurement import Measurement
 from invguide.known_pixels import put_back, stay_by_default
 from invguide.likelihood import Likelihood
+from invguide.noise import NoiseModel, Quantised
 from invguide.operators import Grayscale, Inpainting
 from invguide.planning import Plan, plan
 from invguide.prior import Prior
@@ -47,7 +49,6 @@ from invguide.solver import Solver
 from invguide.tasks import Options, Task, find_task, through_grey, to_grey
 from invguide.transparency import visible, without_hidden_colours
 
-SAMPLER = "DPS"  # what "auto" stands for where several samples are asked for
 WHOLE = 1024 * 1024  # pixels; larger pictures are cut into tiles
 LARGE_TILE = 384
 TRIAL_WORK = (
@@ -151,8 +152,8 @@ class Job:
         if settings.precision not in (*PRECISIONS, "auto"):
             near = suggest(settings.precision, [*PRECISIONS, "auto"])
             raise InputError(f"unknown --precision {settings.precision!r}; {near}")
-        name = SAMPLER if settings.solver.lower() == "auto" else settings.solver
-        configured(api.make_solver(name), settings.solver_settings)
+        if settings.solver.lower() != "auto":
+            configured(api.make_solver(settings.solver), settings.solver_settings)
         # Before the prior is loaded: the text encoders of some take more memory than their network.
         condition = all_conditions(settings.condition, settings.prompt, settings.prior)
         prior = api.load_prior(settings.prior, **settings.prior_settings)
@@ -275,8 +276,10 @@ class Measured:
         operator: From the prior's image to y.
         known: Where y has pixels, for the panel; None: everywhere.
         grey: The result is made grey.
-        sigma_y: Given or estimated.
         keep_known: The known pixels of the result are those of the picture.
+        sigma_y: Given or estimated; None where `noise` is another law.
+        noise: Of y, where it is not Gaussian of sigma_y.
+        note: What was read from the file or assumed of it.
     """
 
     picture: Picture
@@ -284,14 +287,24 @@ class Measured:
     operator: Operator
     known: Tensor | None
     grey: bool
-    sigma_y: float
+    sigma_y: float | None
+    noise: NoiseModel | None = None
+    note: str = ""
     keep_known: bool = False
+
+    @property
+    def law(self) -> NoiseModel | float:
+        law = self.sigma_y if self.noise is None else self.noise
+        assert law is not None
+        return law
 
 
 def measure(job: Job, picture: Picture, name: str) -> Measured:
     """Turn a picture into a measurement for the job's prior; colours that nobody sees do not count."""
     shown = visible(picture)
     picture = without_hidden_colours(picture)
+    if job.task.measure is not None:
+        return _measured_otherwise(job, job.task.measure, picture, name)
     inner = job.task.operator(job.settings.options, picture)
     if isinstance(inner, Inpainting) and shown is not None:
         inner = Inpainting(inner.mask & shown)
@@ -306,20 +319,38 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
     elif picture.grey and colours == 3:
         operator, grey = through_grey(inner), True
     elif y.shape[1] != colours:
-        raise InputError(
-            f"{name} has {y.shape[1]} channels and the prior {job.settings.prior} {colours}; use another prior"
-        )
+        raise _unfit(job, picture, name)
     known = inner.mask if isinstance(inner, Inpainting) else None
     if known is not None:
         y = y * known.to(y)
     sigma = job.settings.sigma_y
     if sigma is None:
         seen = shown if known is None else known
-        sigma = max(estimate_sigma(y, seen, picture.bits), job.task.model_error)
+        sigma = estimate_sigma(y, seen, picture.bits)
     keep = job.settings.keep_known
     if keep is None:
         keep = stay_by_default(job.settings.sigma_y, picture.bits)
-    return Measured(picture, y, operator, known, grey, sigma, keep and known is not None)
+    keep = keep and known is not None
+    return Measured(picture, y, operator, known, grey, sigma, keep_known=keep)
+
+
+def _measured_otherwise(
+    job: Job, how: Callable[..., Measurement], picture: Picture, name: str
+) -> Measured:
+    """The measurement of a task that does not take the pixels for it."""
+    colours, sigma = job.prior.sample_shape[0], job.settings.sigma_y
+    if colours != 3 and not (picture.grey and colours == 1):
+        raise _unfit(job, picture, name)
+    found = how(job.settings.options, picture, colours, sigma)
+    grey = picture.grey and colours == 3
+    return Measured(picture, found.y, found.operator, None, grey, sigma, found.noise, found.note)
+
+
+def _unfit(job: Job, picture: Picture, name: str) -> InputError:
+    return InputError(
+        f"{name} has {picture.values.shape[1]} channels and the prior {job.settings.prior} "
+        f"{job.prior.sample_shape[0]}; use another prior"
+    )
 
 
 def prior_for(job: Job, measured: Measured) -> Prior:
@@ -347,19 +378,20 @@ def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
 
 
 def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
-    """Return the solver with its settings; "auto" depends on the number of samples."""
-    name: str = job.settings.solver
-    if name.lower() == "auto" and job.settings.samples > 1:
-        name = SAMPLER
-    if name.lower() != "auto":
-        return configured(api.make_solver(name), job.settings.solver_settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said again when it is solved
-        likelihood = Likelihood(measured.operator, measured.y, measured.sigma_y)
-    return configured(
-        api.choose_solver(Problem(prior, likelihood, condition=job.condition)),
-        job.settings.solver_settings,
-    )
+    """Return the solver with its settings; what "auto" means is said by the task, or else by `invguide.policy`."""
+    settings = job.settings
+    if settings.solver.lower() != "auto":
+        solver = api.make_solver(settings.solver)
+    elif settings.samples > 1 and job.task.sampler is not None:
+        solver = api.make_solver(job.task.sampler)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said again when it is solved
+            likelihood = Likelihood(measured.operator, measured.y, measured.law)
+        problem = Problem(prior, likelihood, condition=job.condition)
+        solver = api.choose_solver(problem, settings.samples)
+    suited = job.task.solver_settings.get(type(solver).__name__, {})
+    return configured(solver, {**suited, **settings.solver_settings})
 
 
 def fastest_precision(job: Job) -> str:
@@ -441,7 +473,10 @@ def restore_picture(
     how = "estimated" if job.settings.sigma_y is None else "given"
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
-    job.say(f"  sigma_y   {measured.sigma_y:.4g} ({how})")
+    if measured.note:
+        job.say(f"  file      {measured.note}")
+    if measured.sigma_y is not None:
+        job.say(f"  sigma_y   {measured.sigma_y:.4g} ({how})")
     job.say(
         f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
     )
@@ -454,11 +489,11 @@ def restore_picture(
     set_precision(job, prior, solver, _unknown_shape(measured), checkpoint)
     _remove_old(out)
     result = _solve(job, measured, prior, solver, checkpoint)
-    _finish(job, path, out, measured, identity, result, title, truth)
+    agreement = _agreement(measured, result)
+    _finish(job, path, out, measured, identity, result, agreement, title, truth)
     checkpoint.unlink(missing_ok=True)
-    job.say(
-        f"  {result.diagnosis}; {result.nfe:.0f} network calls per sample, {result.seconds:.1f} s"
-    )
+    verdict = "; ".join(filter(None, (result.diagnosis, agreement)))
+    job.say(f"  {verdict}; {result.nfe:.0f} network calls per sample, {result.seconds:.1f} s")
     return result
 
 
@@ -472,7 +507,7 @@ def plan_picture(job: Job, path: Path) -> Plan:
         measured.y,
         measured.operator,
         prior,
-        sigma_y=measured.sigma_y,
+        **law_of(measured),
         solver=solver,
         num_samples=job.settings.samples,
         condition=job.condition,
@@ -526,6 +561,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def law_of(measured: Measured) -> dict[str, Any]:
+    """The law of y, as arguments of `solve`."""
+    if measured.noise is None:
+        return {"sigma_y": measured.sigma_y}
+    return {"noise": measured.noise}
+
+
 def _solve(
     job: Job, measured: Measured, prior: Prior, solver: Solver[Any], checkpoint: Path
 ) -> Result:
@@ -534,7 +576,7 @@ def _solve(
             measured.y,
             measured.operator,
             prior,
-            sigma_y=measured.sigma_y,
+            **law_of(measured),
             solver=solver,
             num_samples=job.settings.samples,
             condition=job.condition,
@@ -567,6 +609,7 @@ def _finish(
     measured: Measured,
     identity: dict[str, Any],
     result: Result,
+    agreement: str,
     title: str | None,
     truth: Picture | None,
 ) -> None:
@@ -585,11 +628,12 @@ def _finish(
         f"{solver['solver']}, {solver['num_steps']} steps",
         f"prior {Path(settings.prior).stem}",
         f"{result.nfe:.0f} network calls per sample",
-        f"χ² {float(result.chi2[torch.isfinite(result.chi2)].mean()):.2f}",
+        agreement or f"χ² {float(result.chi2[torch.isfinite(result.chi2)].mean()):.2f}",
         f"{result.seconds:.0f} s",
     ]
+    shown = result if measured.noise is None else _with_pixels(result, measured.picture)
     files = write_pictures(
-        result,
+        shown,
         out,
         like=[like],
         truth=None if truth is None else truth.values,
@@ -622,6 +666,21 @@ def _put_known_back(result: Result, measured: Measured) -> None:
     done = result.finished
     result.samples[done] = put_back(result.samples[done], measured.picture.values, measured.known)
     result.residual = None
+
+
+def _agreement(measured: Measured, result: Result) -> str:
+    """How much of a rounded measurement the samples explain, in words; empty for other laws."""
+    if not isinstance(measured.noise, Quantised):
+        return ""
+    samples = result.samples[0][result.finished[0]]
+    law = measured.noise.bind(measured.y).rows(torch.zeros(len(samples), dtype=torch.long))
+    inside = law.agreement(measured.operator(samples), measured.y.expand(len(samples), -1))
+    return f"{float(inside.mean()):.1%} of the file's coefficients agree"
+
+
+def _with_pixels(result: Result, picture: Picture) -> Result:
+    """The result with the picture's pixels as its measurement, for the panel."""
+    return dataclasses.replace(result, y=picture.values, residual=None)
 
 
 def _save_arrays(result: Result, out: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,3 +95,16 @@ def command(name: str, parent: typer.Typer) -> Callable[[Callable[..., None]], A
         return parent.command(name)(guarded)
 
     return register
+
+
+def pairs(items: Iterable[str] | None, option: str, example: str) -> dict[str, str]:
+    """Return {NAME: VALUE} of the texts NAME=VALUE of an option, dashes in names made underscores."""
+    from invguide.errors import InputError
+
+    pairs = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"{option} {item!r}; expected NAME=VALUE, such as {option} {example}")
+        pairs[name.replace("-", "_")] = value
+    return pairs

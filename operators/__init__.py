@@ -11,6 +11,7 @@ from .hdr import HDR
 from .identity import Identity
 from .inpainting import Inpainting
 from .jpeg import JPEG
+from .jpeg_coefficients import JPEGCoefficients
 from .motion_blur import MotionBlur
 from .nonlinear_blur import NonlinearBlur
 from .super_resolution import SuperResolution
@@ -24,6 +25,7 @@ __all__ = [
     "Grayscale",
     "Identity",
     "Inpainting",
+    "JPEGCoefficients",
     "MotionBlur",
     "NonlinearBlur",
     "SuperResolution",

@@ -28,10 +28,12 @@ from invguide.operators import (
     Grayscale,
     Identity,
     Inpainting,
+    JPEGCoefficients,
     MotionBlur,
     NonlinearBlur,
     SuperResolution,
 )
+from invguide.prior import per_sample
 
 SHAPE = (3, 13, 18)  # neither square nor a multiple of 2, 3 or 4 in both axes
 PADDINGS = ("circular", "reflect", "valid")
@@ -61,6 +63,9 @@ LINEAR: dict[str, Any] = {
         for f in (2, 3, 4)
         for k in ("bicubic", "box", "gaussian")
     },
+    "jpeg-coefficients": JPEGCoefficients(SHAPE[1:]),
+    "jpeg-420-turned": JPEGCoefficients(SHAPE[1:], "ycbcr", ((1, 1), (2, 2), (2, 2)), 6),
+    "jpeg-luma": JPEGCoefficients(SHAPE[1:], "luma", orientation=3),
     "composition": Composition(GaussianBlur(0.8), SuperResolution(2), Grayscale()),
 }
 NONLINEAR: dict[str, Operator] = {
@@ -133,6 +138,10 @@ def test_matrix_and_its_transpose(operator: LinearOperator):
     shape = (3, 8, 9)
     if isinstance(operator, Inpainting):
         operator = Inpainting.box(shape, 3, 4)
+    if isinstance(operator, JPEGCoefficients):
+        operator = JPEGCoefficients(
+            shape[1:], operator.colour, operator.factors, operator.orientation
+        )
     matrix = dense(operator, shape)
     x = normal(1, *shape)
     assert torch.allclose(matrix @ x.flatten(), operator(x).flatten(), atol=1e-12)
@@ -170,7 +179,7 @@ def test_solve_inverts(operator: LinearOperator):
     y = y + 0.1 * normal(*y.shape, seed=1)
     ridge = torch.tensor([1e-2, 0.5], dtype=torch.float64)
     solution = operator.solve(y, ridge)
-    back = operator(operator.adjoint(solution)) + ridge.reshape(2, 1, 1, 1) * solution
+    back = operator(operator.adjoint(solution)) + per_sample(ridge, solution) * solution
     assert (norm(back - y) / norm(y)).max() < 2e-6
     # Samples are solved apart.
     assert torch.allclose(operator.solve(y[1:], 0.5), solution[1:], rtol=1e-6, atol=1e-9)

@@ -5,6 +5,7 @@ from invguide.bench.against_deepinv import peers
 from invguide.bench.angles import guidance
 from invguide.bench.calls import blackbox
 from invguide.bench.commands import tasks
+from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
@@ -18,6 +19,7 @@ __all__ = [
     "calibration",
     "driver",
     "guidance",
+    "jpeg",
     "mixtures",
     "peers",
     "priors",
