@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError
-from invguide.jpeg_grid import find_grid, find_steps, rounded_power, rounding_error
-from invguide.noise_blocks import GAIN, INDEX, Blocks, cut
+from invguide.jpeg_grid import find_grid, find_steps, rounded
+from invguide.noise_blocks import GAIN, INDEX, SIDE, Blocks, cut
 from invguide.smooth_blocks import (
     FLOOR,
     LEAST_SMOOTH,
@@ -180,10 +181,17 @@ def _after_jpeg(values: np.ndarray, grid: tuple[int, int]) -> NoiseLevel | None:
         if finest.sum() < 6:
             break
         sigma = _rounded_level(part.unclipped(sigma).smooth(), steps, finest)
-    errors = [rounding_error(sigma**2, step) for step in steps.ravel()]
+    noise = sigma * _draws()
+    compression = float(np.sqrt(np.mean(np.square(rounded(noise, steps) - noise))))
     unknown = float("nan")
-    level = NoiseLevel(sigma, sigma, unknown, float(np.mean(errors)) ** 0.5, unknown, True, "")
+    level = NoiseLevel(sigma, sigma, unknown, compression, unknown, True, "")
     return _judge(level, [_few(blocks)])
+
+
+@cache
+def _draws() -> np.ndarray:
+    """Spectra of normal noise to be rounded, the same for all pictures: (1000, 8, 8)."""
+    return np.random.default_rng(0).standard_normal((1000, SIDE, SIDE))
 
 
 def _finest(chosen: np.ndarray) -> np.ndarray:
@@ -194,12 +202,19 @@ def _finest(chosen: np.ndarray) -> np.ndarray:
 
 
 def _rounded_level(part: Component, steps: np.ndarray, band: np.ndarray) -> float:
-    """The level whose rounded coefficients have the mean power of this band."""
-    power = part.power(band).mean()
+    """The level whose rounded coefficients have the power that is seen in this band.
+
+    Compared are the means over the half of the blocks with less power, of this picture and of normal draws; over all
+    of them, where that half has none.
+    """
+    power, draws = np.sort(part.power(band)), _draws()[:, band]
+    half = len(power) // 2 if power[: len(power) // 2].sum() > 0 else len(power)
+    share = half / len(power)
 
     def excess(sigma: float) -> float:
-        variance = part.variance(sigma)
-        return power - sum(rounded_power(variance, q).mean() for q in steps[band])
+        spread = float(part.variance(sigma).mean()) ** 0.5
+        drawn = np.sort(np.square(rounded(spread * draws, steps[band])).sum(1))
+        return float(power[:half].mean() - drawn[: round(share * len(drawn))].mean())
 
     return bisect(excess)
 

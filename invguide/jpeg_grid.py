@@ -10,24 +10,22 @@ BLOCKS = 160  # for each of the 64 places that a grid can begin at
 LARGEST = 100  # step looked for; in values 0 to 255
 LEAST = 0.5  # mean cosine: exp(-2 pi^2 s^2 / q^2) of values that decoding rounds by s = 0.25 is 0.73 for a step of 2
 FEW = 12  # values that tell a step
+ENOUGH = 1500  # blocks that tell the steps
 
 
-def comb(values: np.ndarray, step: int) -> float:
-    """Return the mean cosine of values beyond half a step: 1 where all are multiples of it, about 0 or less otherwise."""
-    beyond = values[np.abs(values) >= step / 2]
-    if len(beyond) < FEW:
-        return 0.0
-    return float(np.cos(2 * np.pi / step * beyond).mean())
+def step_of(values: np.ndarray, largest: int = LARGEST) -> int:
+    """Return the largest whole number >= 2 that these values are multiples of; 0 where there is none.
 
-
-def step_of(values: np.ndarray) -> int:
-    """Return the largest whole number >= 2 that these values are multiples of; 0 where there is none."""
-    largest = int(min(LARGEST, np.abs(values).max() + 1)) if len(values) else 0
-    for step in range(largest, 1, -1):
-        least = LEAST + 1.5 / max(1, np.count_nonzero(np.abs(values) >= step / 2)) ** 0.5
-        if comb(values, step) > min(least, 0.9):
-            return step
-    return 0
+    For each step the mean cosine of 2 pi value / step over the values beyond half a step: 1 where all are multiples,
+    about 0 or less otherwise. A small number of values is asked for more.
+    """
+    steps = np.arange(2, max(2, min(largest, int(np.abs(values).max(initial=0)) + 1)) + 1)[:, None]
+    beyond = np.abs(values) >= steps / 2
+    count = beyond.sum(1)
+    cosine = (np.cos(2 * np.pi / steps * values) * beyond).sum(1) / np.maximum(count, 1)
+    least = np.minimum(0.9, LEAST + 1.5 / np.maximum(count, 1) ** 0.5)
+    good = steps[(count >= FEW) & (cosine > least), 0]
+    return int(good.max(initial=0))
 
 
 def luma(y: np.ndarray) -> np.ndarray:
@@ -58,11 +56,11 @@ def find_grid(y: np.ndarray) -> tuple[int, int] | None:
     for row in range(SIDE):
         for column in range(SIDE):
             coefficients = spectra(pieces[:, row : row + SIDE, column : column + SIDE])
-            chosen = [coefficients[:, i, j] for i, j in np.argwhere((INDEX >= 1) & (INDEX <= 4))]
-            count = sum(step_of(values) > 0 for values in chosen)
+            chosen = [coefficients[:, i, j] for i, j in np.argwhere((INDEX >= 1) & (INDEX <= 3))]
+            count = sum(step_of(values, LARGEST // 2) > 0 for values in chosen)
             if count > best:
                 best, found = count, (row, column)
-    return found if best >= 5 else None
+    return found if best >= 4 else None
 
 
 def find_steps(coefficients: np.ndarray) -> np.ndarray:
@@ -72,6 +70,7 @@ def find_steps(coefficients: np.ndarray) -> np.ndarray:
         coefficients: Spectra (N, 8, 8) of luma in blocks on the grid, values 0 to 255.
     """
     steps = np.ones((SIDE, SIDE))
+    coefficients = coefficients[:: max(1, len(coefficients) // ENOUGH)]
     for i, j in np.ndindex(SIDE, SIDE):
         values = coefficients[:, i, j]
         large = values[np.abs(values) > 1]
@@ -79,24 +78,7 @@ def find_steps(coefficients: np.ndarray) -> np.ndarray:
     return steps
 
 
-def rounded_power(variance: np.ndarray, step: float) -> np.ndarray:
-    """E Q(c)^2 of c ~ N(0, variance) rounded to multiples of the step: 2 q^2 sum (2 n - 1) P(c > (n - 1/2) q)."""
-    from scipy.special import ndtr
-
-    scale = np.sqrt(np.maximum(variance, 1e-30))
-    if step < scale.min() / 2:
-        return variance + step**2 / 12
-    n = np.arange(1, 2 + int(6 * scale.max() / step))
-    tails = ndtr(-(n - 0.5) * step / scale[..., None])
-    return 2 * step**2 * (tails * (2 * n - 1)).sum(-1)
-
-
-def rounding_error(variance: float, step: float) -> float:
-    """E (Q(c) - c)^2 of c ~ N(0, variance); 2 E c Q(c) follows from E c 1(c > t) = s phi(t / s)."""
-    scale = variance**0.5
-    if step < scale / 2:
-        return step**2 / 12
-    n = np.arange(1, 2 + int(6 * scale / step))
-    edges = (n - 0.5) * step / scale
-    cross = 2 * step * scale * float((np.exp(-edges * edges / 2) / (2 * np.pi) ** 0.5).sum())
-    return variance + float(rounded_power(np.array(variance), step)) - 2 * cross
+def rounded(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return the values at the nearest multiples of these steps; 0 where a step is infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(steps), np.rint(values / steps) * steps, 0.0)
