@@ -208,7 +208,7 @@ def _rounded_level(part: Component, steps: np.ndarray, band: np.ndarray) -> floa
     of them, where that half has none.
     """
     power, draws = np.sort(part.power(band)), _draws()[:, band]
-    half = len(power) // 2 if power[: len(power) // 2].sum() > 0 else len(power)
+    half = len(power) // 4 if power[: len(power) // 4].sum() > 0 else len(power)
     share = half / len(power)
 
     def excess(sigma: float) -> float:

@@ -28,7 +28,7 @@ from invguide.errors import (
     RunError,
     suggest,
 )
-from invguide.estimate import estimate_sigma
+from invguide.estimate import NoiseLevel, estimate_noise
 from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture
 from invguide.likelihood import Likelihood
@@ -241,6 +241,7 @@ class Measured:
         known: Where y has pixels, for the panel; None: everywhere.
         grey: The result is made grey.
         sigma_y: Given or estimated.
+        noise: The estimate; None where sigma_y was given.
     """
 
     picture: Picture
@@ -249,6 +250,7 @@ class Measured:
     known: Tensor | None
     grey: bool
     sigma_y: float
+    noise: NoiseLevel | None = None
 
 
 def measure(job: Job, picture: Picture, name: str) -> Measured:
@@ -271,10 +273,15 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
     known = inner.mask if isinstance(inner, Inpainting) else None
     if known is not None:
         y = y * known.to(y)
-    sigma = job.settings.sigma_y
+    sigma, noise = job.settings.sigma_y, None
     if sigma is None:
-        sigma = max(estimate_sigma(y, known, picture.bits), job.task.model_error)
-    return Measured(picture, y, operator, known, grey, sigma)
+        noise = estimate_noise(y, known, picture.bits)
+        if not noise.trusted:
+            warnings.warn(f"{name}: the noise level is a guess, {noise.sigma:.3g}: {noise.reason}")
+        # The operators of some tasks have an error of their own; that of JPEG is one, and no noise beside it.
+        error = job.task.model_error
+        sigma = max(noise.sigma, error) if error else noise.total
+    return Measured(picture, y, operator, known, grey, sigma, noise)
 
 
 def prior_for(job: Job, measured: Measured) -> Prior:
@@ -355,10 +362,9 @@ def restore_picture(
     measured = measure(job, picture, str(path))
     prior = prior_for(job, measured)
     solver = choose(job, measured, prior)
-    how = "estimated" if job.settings.sigma_y is None else "given"
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
-    job.say(f"  sigma_y   {measured.sigma_y:.4g} ({how})")
+    job.say(f"  sigma_y   {measured.sigma_y:.4g} ({_told(measured.noise)})")
     job.say(
         f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
     )
@@ -432,6 +438,18 @@ def _describe(measured: Measured) -> str:
         return f"{names[-1]} of the luma of a colour picture"
     text = " then ".join(names)
     return f"{text}; white is known" if measured.known is not None else text
+
+
+def _told(noise: NoiseLevel | None) -> str:
+    """Where the noise level is from."""
+    if noise is None:
+        return "given"
+    rounding = (
+        f": noise {noise.sigma:.3g}, rounding of the JPEG file {noise.compression:.3g}"
+        if noise.compression
+        else ""
+    )
+    return f"estimated{'' if noise.trusted else ', not to be trusted'}{rounding}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -518,6 +536,7 @@ def _finish(
         "operator_description": _describe(measured),
         "sigma_y": measured.sigma_y,
         "sigma_y_from": "estimate" if settings.sigma_y is None else "user",
+        "noise_estimate": None if measured.noise is None else measured.noise._asdict(),
         "diagnosis": result.diagnosis,
         "files": [str(f.relative_to(out)) for f in files],
     }

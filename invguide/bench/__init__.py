@@ -5,6 +5,7 @@ from invguide.bench.against_deepinv import peers
 from invguide.bench.angles import guidance
 from invguide.bench.calls import blackbox
 from invguide.bench.mixtures import mixtures
+from invguide.bench.noise_levels import noise
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
 from invguide.bench.speed import priors
@@ -18,6 +19,7 @@ __all__ = [
     "driver",
     "guidance",
     "mixtures",
+    "noise",
     "peers",
     "priors",
     "restore",
