@@ -11,6 +11,9 @@ LARGEST = 100  # step looked for; in values 0 to 255
 LEAST = 0.5  # mean cosine: exp(-2 pi^2 s^2 / q^2) of values that decoding rounds by s = 0.25 is 0.73 for a step of 2
 FEW = 12  # values that tell a step
 ENOUGH = 1500  # blocks that tell the steps
+TOLD = (
+    (INDEX > 0) & (INDEX <= 6) & (INDEX % 2 == 0)
+)  # of fine and of coarse files some of these are rounded
 
 
 def step_of(values: np.ndarray, largest: int = LARGEST) -> int:
@@ -56,7 +59,7 @@ def find_grid(y: np.ndarray) -> tuple[int, int] | None:
     for row in range(SIDE):
         for column in range(SIDE):
             coefficients = spectra(pieces[:, row : row + SIDE, column : column + SIDE])
-            chosen = [coefficients[:, i, j] for i, j in np.argwhere((INDEX >= 1) & (INDEX <= 3))]
+            chosen = [coefficients[:, i, j] for i, j in np.argwhere(TOLD)]
             count = sum(step_of(values, LARGEST // 2) > 0 for values in chosen)
             if count > best:
                 best, found = count, (row, column)

@@ -91,13 +91,16 @@ def noise(
     rows: list[tuple[str, ...]] = []
     figures: dict[str, Any] = {}
     for kind in kinds:
-        found = {name: np.full((len(clean), len(levels)), np.nan) for name in estimators}
+        names = ("invguide", *estimators)
+        found = {name: np.full((len(clean), len(levels)), np.nan) for name in names}
         doubted = 0
         for place in np.ndindex(len(clean), len(levels)):
             y = noisy(clean[place[0]], levels[place[1]], kind, seed, place)
+            ours = estimate_noise(y)
+            doubted += not ours.trusted
+            found["invguide"][place] = ours.sigma
             for name, estimate in estimators.items():
                 found[name][place] = estimate(y)
-            doubted += not estimate_noise(y).trusted
         errors = {name: np.abs(each / np.array(levels) - 1) for name, each in found.items()}
         figures[kind] = {name: each.tolist() for name, each in found.items()}
         ratios = np.nanmedian(found["invguide"] / np.array(levels), 0)
@@ -109,7 +112,7 @@ def noise(
                 str(doubted),
             )
         )
-    head = ("picture", *estimators, *(f"at {level:g}" for level in levels), "doubted")
+    head = ("picture", "invguide", *estimators, *(f"at {level:g}" for level in levels), "doubted")
     note = (
         f"{len(clean)} photos. Of each estimator the median error (the worst) over photos and levels; of invguide the "
         f"median of estimated over true at each level, and how many it does not trust. True is the noise put in before "
@@ -130,6 +133,7 @@ def noisy(
 
 
 def _estimators() -> dict[str, Callable[[Tensor], float]]:
+    """Those of other packages."""
     from deepinv.models import PatchCovarianceNoiseEstimator
 
     def deepinv(y: Tensor) -> float:
@@ -138,10 +142,7 @@ def _estimators() -> dict[str, Callable[[Tensor], float]]:
         except RuntimeError:  # "Noise level estimation failed."
             return float("nan")
 
-    found: dict[str, Callable[[Tensor], float]] = {
-        "invguide": lambda y: estimate_noise(y).sigma,
-        "deepinv": deepinv,
-    }
+    found: dict[str, Callable[[Tensor], float]] = {"deepinv": deepinv}
     try:
         from skimage.restoration import estimate_sigma
     except ImportError:
