@@ -17,18 +17,20 @@ TOLD = (
 
 
 def step_of(values: np.ndarray, largest: int = LARGEST) -> int:
-    """Return the largest whole number >= 2 that these values are multiples of; 0 where there is none.
+    """Return the whole number >= 2 that these values are multiples of, as nearly as decoding leaves them; 0: none.
 
     For each step the mean cosine of 2 pi value / step over the values beyond half a step: 1 where all are multiples,
-    about 0 or less otherwise. A small number of values is asked for more.
+    about 0 or less otherwise; of a step and its divisors, the step's, which decoding blurs least. A small number of
+    values is asked for more.
     """
     steps = np.arange(2, max(2, min(largest, int(np.abs(values).max(initial=0)) + 1)) + 1)[:, None]
     beyond = np.abs(values) >= steps / 2
     count = beyond.sum(1)
     cosine = (np.cos(2 * np.pi / steps * values) * beyond).sum(1) / np.maximum(count, 1)
     least = np.minimum(0.9, LEAST + 1.5 / np.maximum(count, 1) ** 0.5)
-    good = steps[(count >= FEW) & (cosine > least), 0]
-    return int(good.max(initial=0))
+    cosine[(count < FEW) | (cosine <= least)] = 0
+    best = int(cosine.argmax())
+    return int(steps[best, 0]) if cosine[best] > 0 else 0
 
 
 def luma(y: np.ndarray) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_grid_and_steps_of_a_file(photo: torch.Tensor):
     blocks = cut(y, grid=(0, 0)).values
     inside = ((blocks > 0) & (blocks < 1)).all((1, 2, 3))
     steps = find_steps(spectra(luma(blocks[inside])))
-    seen = np.isfinite(steps)
+    seen = np.isfinite(steps) & (table > 2)  # decoding to whole numbers hides smaller ones
     assert seen.sum() > 50
     assert (steps == table)[seen].mean() > 0.95
 
