@@ -139,6 +139,31 @@ def bench_jpeg(
     print(run(data, **settings, solver=solver, seed=seed, device=device))
 
 
+@command("noise", bench)
+def bench_noise(
+    data: Data,
+    size: Size = 256,
+    photos: Photos = 12,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of larger pictures, whose middles are taken too.")
+    ] = None,
+    level: Annotated[
+        list[float] | None,
+        typer.Option(help="Of the noise; may be given several times [.01, .025, .05, .1, .2]."),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="PNG, 'JPEG 90 4:2:0', letterboxed, clipped, ... [all]."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Estimate the noise of photos, as --sigma-y auto does, against the noise put in and other estimators."""
+    from invguide.bench import noise as run
+
+    chosen = _given(levels=level, kinds=kind)
+    print(run(data, size=size, photos=photos, folder=folder, **chosen, seed=seed))
+
+
 @command("driver", bench)
 def bench_driver(
     prior: PriorName = "natural",

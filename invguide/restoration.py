@@ -29,7 +29,7 @@ from invguide.errors import (
     RunError,
     suggest,
 )
-from invguide.estimate import estimate_sigma
+from invguide.estimate import NoiseLevel, estimate_noise
 from invguide.forward_operator import Operator
 from invguide.images import Picture, read_picture
 from invguide.jpeg_measurement import Measurement
@@ -280,6 +280,7 @@ class Measured:
         sigma_y: Given or estimated; None where `noise` is another law.
         noise: Of y, where it is not Gaussian of sigma_y.
         note: What was read from the file or assumed of it.
+        estimate: Of sigma_y; None where it was given, or is not needed.
     """
 
     picture: Picture
@@ -291,6 +292,7 @@ class Measured:
     noise: NoiseModel | None = None
     note: str = ""
     keep_known: bool = False
+    estimate: NoiseLevel | None = None
 
     @property
     def law(self) -> NoiseModel | float:
@@ -323,15 +325,19 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
     known = inner.mask if isinstance(inner, Inpainting) else None
     if known is not None:
         y = y * known.to(y)
-    sigma = job.settings.sigma_y
+    sigma, estimate = job.settings.sigma_y, None
     if sigma is None:
-        seen = shown if known is None else known
-        sigma = estimate_sigma(y, seen, picture.bits)
+        estimate = estimate_noise(y, shown if known is None else known, picture.bits)
+        sigma = estimate.total
+        if not estimate.trusted:
+            warnings.warn(
+                f"{name}: the noise level is a guess, {estimate.sigma:.3g}: {estimate.reason}"
+            )
     keep = job.settings.keep_known
     if keep is None:
         keep = stay_by_default(job.settings.sigma_y, picture.bits)
     keep = keep and known is not None
-    return Measured(picture, y, operator, known, grey, sigma, keep_known=keep)
+    return Measured(picture, y, operator, known, grey, sigma, keep_known=keep, estimate=estimate)
 
 
 def _measured_otherwise(
@@ -470,13 +476,12 @@ def restore_picture(
     measured = measure(job, picture, str(path))
     prior = prior_for(job, measured)
     solver = choose(job, measured, prior)
-    how = "estimated" if job.settings.sigma_y is None else "given"
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
     if measured.note:
         job.say(f"  file      {measured.note}")
     if measured.sigma_y is not None:
-        job.say(f"  sigma_y   {measured.sigma_y:.4g} ({how})")
+        job.say(f"  sigma_y   {measured.sigma_y:.4g} ({_told(measured.estimate)})")
     job.say(
         f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
     )
@@ -555,6 +560,18 @@ def _describe(measured: Measured) -> str:
     if measured.known is None:
         return text
     return f"{text}; white is known" + (" and stays" if measured.keep_known else "")
+
+
+def _told(noise: NoiseLevel | None) -> str:
+    """Where the noise level is from."""
+    if noise is None:
+        return "given"
+    rounding = (
+        f": noise {noise.sigma:.3g}, rounding of the JPEG file {noise.compression:.3g}"
+        if noise.compression
+        else ""
+    )
+    return f"estimated{'' if noise.trusted else ', not to be trusted'}{rounding}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -654,6 +671,7 @@ def _finish(
         "precision": result.manifest["precision"],
         "sigma_y_from": "estimate" if settings.sigma_y is None else "user",
         "keep_known": measured.keep_known if measured.known is not None else None,
+        "noise_estimate": None if measured.estimate is None else measured.estimate._asdict(),
         "diagnosis": result.diagnosis,
         "files": [str(f.relative_to(out)) for f in files],
     }

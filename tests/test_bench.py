@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import invguide as ig
 from invguide import bench, driver
 from invguide.bench import against_deepinv, angles, restoration
 from invguide.bench.memory import peak_memory
+from invguide.bench.noise_levels import noisy
 from invguide.bench.protocol import TASKS, Cells, Protocol
 from invguide.bench.tv import gradient, gradient_adjoint, lengths, objective, restore_tv
 from invguide.bench.uncertainty import expected_coverage
@@ -455,3 +457,36 @@ def test_peers_without_deepinv(data: Path, monkeypatch: pytest.MonkeyPatch):
     table = bench.peers(data, **settings, progress=False)
     assert [row[0] for row in table.rows] == ["invguide DPS"]
     assert "pip install deepinv" in str(table)
+
+
+# ---- noise
+
+
+def test_noise_table(data: Path, tmp_path: Path):
+    picture = np.random.default_rng(0).integers(90, 160, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    kinds = ["PNG", "letterboxed"]
+    table = bench.noise(
+        data, size=32, photos=1, folder=tmp_path, crop=32, levels=[0.05, 0.1], kinds=kinds
+    )
+    assert [row[0] for row in table.rows] == kinds
+    assert table.head[:3] == ("picture", "invguide", "deepinv")
+    assert np.shape(table.figures["PNG"]["invguide"]) == (2, 2)  # photos and middles, levels
+    with pytest.raises(InputError, match="unknown kind 'PNGG'; did you mean"):
+        bench.noise(data, size=32, photos=1, kinds=["PNGG"])
+    with pytest.raises(InputError, match="expected numbers between 0 and 1"):
+        bench.noise(data, size=32, photos=1, levels=[0.0])
+    with pytest.raises(InputError, match="has no pictures"):
+        bench.noise(data, size=32, photos=1, folder=data.parent / "nothing")
+    with pytest.raises(InputError, match="expected colour, 64 x 64"):
+        bench.noise(data, size=32, photos=1, folder=tmp_path, crop=64)
+
+
+def test_noise_is_put_into_pictures_as_told():
+    """The rounded picture minus the photo has the level that was asked for, within its statistics."""
+    y = noisy(torch.full((3, 64, 64), 0.5), 0.05, "PNG")
+    assert float((y - 0.5).std()) == pytest.approx(0.05, rel=4 / (2 * 3 * 64 * 64) ** 0.5)
+    assert torch.equal((255 * y).round() / 255, y)
+    barred = noisy(torch.full((3, 60, 64), 0.5), 0.05, "letterboxed")
+    assert barred.shape == (1, 3, 100, 64)
+    assert float(barred[:, :, :20].abs().max()) == 0

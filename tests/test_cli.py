@@ -18,7 +18,7 @@ from PIL import Image
 
 from invguide import restoration
 from invguide.demo import PHOTO
-from invguide.images import encode_png, read_picture
+from invguide.images import encode_png, read_picture, write_picture
 from invguide.metrics import psnr
 from invguide.operators import GaussianBlur, Grayscale, Identity
 from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
@@ -26,7 +26,8 @@ from invguide.solver import Solver
 from invguide.tasks import TASKS, OfGrey, Options, find_task, through_grey
 from tiny import run
 
-QUICK = ("--prior", "natural-tiny", "--steps", "3", "--sigma-y", "0.05")
+GUESS = ("--prior", "natural-tiny", "--steps", "3")  # the noise level is estimated
+QUICK = (*GUESS, "--sigma-y", "0.05")
 
 
 @pytest.fixture
@@ -101,7 +102,34 @@ def test_denoising_denoises_and_estimates_the_noise(tmp_path: Path):
     assert "(estimated)" in printed
     assert manifest(out)["sigma_y"] == pytest.approx(0.1, rel=0.1)
     assert manifest(out)["sigma_y_from"] == "estimate"
+    assert manifest(out)["noise_estimate"]["trusted"]
+    assert manifest(out)["noise_estimate"]["whiteness"] > 0.8
     assert manifest(out)["settings"]["solver"] == "HQS"
+
+
+def test_noise_that_cannot_be_trusted_is_said(tmp_path: Path):
+    """A picture enlarged after its noise: a warning that says what to pass, and the same in the manifest."""
+    noisy = 0.5 + 0.1 * torch.randn(1, 3, 64, 64)
+    large = torch.nn.functional.interpolate(noisy, scale_factor=2, mode="bilinear")
+    write_picture(tmp_path / "y.png", large)
+    out = tmp_path / "out"
+    printed = run("restore", tmp_path / "y.png", "--task", "denoise", *GUESS, "--out", out)
+    assert re.search(r"note.*the noise level is a guess.*pass --sigma-y NUMBER", printed)
+    assert "estimated, not to be trusted" in printed
+    assert not manifest(out)["noise_estimate"]["trusted"]
+
+
+def test_noise_of_a_jpeg_file_counts_its_rounding(tmp_path: Path):
+    clean = read_picture(PHOTO).values[..., :128, :128] * 0.8 + 0.1
+    noisy = (clean + 0.05 * torch.randn(clean.shape)).clamp(0, 1)
+    array = (noisy[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(tmp_path / "y.jpg", quality=80)
+    out = tmp_path / "out"
+    printed = run("restore", tmp_path / "y.jpg", "--task", "denoise", *GUESS, "--out", out)
+    assert "rounding of the JPEG file" in printed
+    found = manifest(out)["noise_estimate"]
+    total = np.hypot(found["sigma"], found["compression"])
+    assert manifest(out)["sigma_y"] == pytest.approx(total)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

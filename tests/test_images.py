@@ -14,7 +14,6 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from invguide.errors import InputError
-from invguide.estimate import estimate_sigma
 from invguide.images import Picture, encode_png, read_picture, write_picture
 
 
@@ -264,42 +263,6 @@ def test_floats_that_are_not_finite(tmp_path: Path, bad: float):
     if np.isfinite(bad):
         with pytest.raises(InputError, match="expected 0 to 1"):
             read_picture(tmp_path / "x.tiff")
-
-
-# ---- noise
-
-
-@pytest.fixture(scope="module")
-def photo() -> torch.Tensor:
-    """A clean photograph; scaled, so that noise is not clipped."""
-    path = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"
-    return read_picture(path).values * 0.6 + 0.2
-
-
-@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
-@pytest.mark.parametrize("size", [48, 192])
-def test_noise_of_a_colour_photograph(photo: torch.Tensor, size: int, sigma: float):
-    y = photo[..., :size, :size] + sigma * torch.randn(1, 3, size, size)
-    assert estimate_sigma(y) == pytest.approx(sigma, rel=0.08)
-
-
-@pytest.mark.parametrize("sigma", [0.05, 0.1])
-def test_noise_of_grey_and_of_few_pixels(photo: torch.Tensor, sigma: float):
-    y = photo.mean(1, keepdim=True) + sigma * torch.randn(1, 1, 192, 192)
-    assert estimate_sigma(y) == pytest.approx(sigma, rel=0.15)
-    mask = torch.rand(1, 192, 192) < 0.5
-    assert estimate_sigma(y * mask, mask) == pytest.approx(sigma, rel=0.2)
-    assert estimate_sigma(y * mask) > 2 * sigma  # holes are no noise, and the mask says so
-
-
-def test_noise_is_at_least_the_rounding():
-    flat = torch.full((1, 3, 64, 64), 0.5)
-    assert estimate_sigma(flat) == pytest.approx(1 / 255 / 12**0.5)
-    assert estimate_sigma(flat, bits=16) == pytest.approx(1 / 65535 / 12**0.5)
-    mask = torch.zeros(1, 64, 64)
-    mask[:, ::2, ::2] = 1
-    with pytest.raises(InputError, match="the noise cannot be estimated: 0 blocks"):
-        estimate_sigma(flat, mask)
 
 
 # ---- grey as colour, and profiles

@@ -7,6 +7,7 @@ from invguide.bench.calls import blackbox
 from invguide.bench.commands import tasks
 from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
+from invguide.bench.noise_levels import noise
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
 from invguide.bench.speed import priors
@@ -21,6 +22,7 @@ __all__ = [
     "guidance",
     "jpeg",
     "mixtures",
+    "noise",
     "peers",
     "priors",
     "restore",
