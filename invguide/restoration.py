@@ -38,6 +38,7 @@ from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel, Quantised
 from invguide.operators import Grayscale, Inpainting
 from invguide.planning import Plan, plan
+from invguide.policy import choose as choose_solver
 from invguide.prior import Prior
 from invguide.priors import LatentPrior, NetworkPrior, Tiled
 from invguide.priors.network import PRECISIONS
@@ -383,21 +384,24 @@ def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
     return Tiled(prior, tile) if tile else prior
 
 
-def choose(job: Job, measured: Measured, prior: Prior) -> Solver[Any]:
+def choose(job: Job, measured: Measured, prior: Prior) -> tuple[Solver[Any], str]:
     """Return the solver with its settings; what "auto" means is said by the task, or else by `invguide.policy`."""
-    settings = job.settings
+    settings, reason = job.settings, ""
     if settings.solver.lower() != "auto":
         solver = api.make_solver(settings.solver)
     elif settings.samples > 1 and job.task.sampler is not None:
-        solver = api.make_solver(job.task.sampler)
+        solver, reason = (
+            api.make_solver(job.task.sampler),
+            f"the sampler of the task {job.task.name}",
+        )
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said again when it is solved
             likelihood = Likelihood(measured.operator, measured.y, measured.law)
         problem = Problem(prior, likelihood, condition=job.condition)
-        solver = api.choose_solver(problem, settings.samples)
+        solver, reason = choose_solver(problem, settings.samples)
     suited = job.task.solver_settings.get(type(solver).__name__, {})
-    return configured(solver, {**suited, **settings.solver_settings})
+    return configured(solver, {**suited, **settings.solver_settings}), reason
 
 
 def fastest_precision(job: Job) -> str:
@@ -475,15 +479,17 @@ def restore_picture(
         )
     measured = measure(job, picture, str(path))
     prior = prior_for(job, measured)
-    solver = choose(job, measured, prior)
+    solver, reason = choose(job, measured, prior)
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
     if measured.note:
         job.say(f"  file      {measured.note}")
     if measured.sigma_y is not None:
         job.say(f"  sigma_y   {measured.sigma_y:.4g} ({_told(measured.estimate)})")
+    count = _count(job.settings.samples, "sample")
+    why = f" ({reason})" if reason else ""
     job.say(
-        f"  solver    {type(solver).__name__}, {solver.num_steps} steps, {_count(job.settings.samples, 'sample')}"
+        f"  solver    {type(solver).__name__}, {_count(solver.num_steps, 'step')}, {count}{why}"
     )
     for tiled in (part for part in prior.modules() if isinstance(part, Tiled)):
         job.say(f"  tiles     {' x '.join(map(str, tiled.tile))}, overlap {tiled.overlap}")
@@ -494,6 +500,8 @@ def restore_picture(
     set_precision(job, prior, solver, _unknown_shape(measured), checkpoint)
     _remove_old(out)
     result = _solve(job, measured, prior, solver, checkpoint)
+    if reason:
+        result.manifest["auto"] = reason
     agreement = _agreement(measured, result)
     _finish(job, path, out, measured, identity, result, agreement, title, truth)
     checkpoint.unlink(missing_ok=True)
@@ -506,7 +514,7 @@ def plan_picture(job: Job, path: Path) -> Plan:
     """Return what `restore_picture` of this file will cost, from a few steps of its solver."""
     measured = measure(job, read_picture(path), str(path))
     prior = prior_for(job, measured)
-    solver = choose(job, measured, prior)
+    solver, _ = choose(job, measured, prior)
     set_precision(job, prior, solver, _unknown_shape(measured), None)
     return plan(
         measured.y,
