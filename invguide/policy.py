@@ -90,14 +90,12 @@ def _without_gradient() -> Iterator[Choice]:
 
 
 def _hqs_steps(problem: Problem) -> int:
-    """Calls within 0.1 dB of the best number: fewer where every pixel of y averages many of x (`bench steps`)."""
+    """Calls within 0.1 dB of the best number: fewer where every pixel of y averages many of x."""
     likelihood = problem.likelihood
     assert likelihood is not None
     whole = likelihood.operator.observed() is None
     reduces = likelihood.y[0].numel() <= 0.5 * math.prod(problem.data_shape)
-    if not whole:
-        return 30
-    return 8 if reduces else 15
+    return 8 if whole and reduces else 30
 
 
 def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:

@@ -47,13 +47,13 @@ BLUR = GaussianBlur(sigma=1.0)
     ("problem", "one", "four"),
     [
         (target(Identity(), 0.1), PosteriorMean(), "TweedieMatheron"),
-        (target(BLUR, 0.1), HQS(num_steps=15), "TweedieMatheron"),
+        (target(BLUR, 0.1), HQS(num_steps=30), "TweedieMatheron"),
         (target(SuperResolution(factor=2), 0.1), HQS(num_steps=8), "TweedieMatheron"),
         (target(Inpainting.random(SHAPE, 0.5), 0.1), HQS(num_steps=30), "TweedieMatheron"),
-        (target(BLUR, Poisson(0.1)), HQS(num_steps=15), "DPS"),
+        (target(BLUR, Poisson(0.1)), HQS(num_steps=30), "DPS"),
         (target(HDR(gain=2.0), 0.1), "DPS", "DPS"),
         (target(lambda x: x**2, 0.1), "DPS", "DPS"),
-        (target(Identity(), 100.0), HQS(num_steps=15), "TweedieMatheron"),  # above sigma_max
+        (target(Identity(), 100.0), HQS(num_steps=30), "TweedieMatheron"),  # above sigma_max
         (target(BLUR, 0.1, FIELD), ExactPosterior(draw=False), "ExactPosterior"),
         (target(lambda x: x**2, 0.1, FIELD), "DPS", "DPS"),
     ],
