@@ -11,18 +11,14 @@ from torch import Tensor
 
 from invguide.errors import InputError
 from invguide.images import Picture
-from invguide.jpeg_file import (
-    BLOCK,
+from invguide.jpeg_file import BLOCK, JPEGFile, is_jpeg, parse_jpeg, standard_tables
+from invguide.jpeg_reading import (
     ROUNDING,
     Coefficients,
-    JPEGFile,
     block_dct,
     blocks_of,
-    is_jpeg,
-    parse_jpeg,
     read_coefficients,
     shrink,
-    standard_tables,
 )
 from invguide.noise import Quantised
 from invguide.operators import JPEGCoefficients

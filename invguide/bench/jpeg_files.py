@@ -106,7 +106,7 @@ def _cell(job: Job, path: Path, truth: Tensor) -> dict[str, float]:
         measured.operator,
         job.prior,
         **law_of(measured),
-        solver=choose(job, measured, job.prior),
+        solver=choose(job, measured, job.prior)[0],
         seed=job.settings.seed,
         device=job.settings.device,
         progress=False,
