@@ -264,7 +264,11 @@ def training_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         exec(meta.module_src)  # noqa: S102  as theirs does
 
     class EasyDict(dict):
-        __getattr__ = dict.__getitem__
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return self[name]
+            except KeyError:  # Python 3.10 asks for __getstate__
+                raise AttributeError(name) from None
 
     for name, thing in (
         ("torch_utils.persistence", _reconstruct_persistent_obj),
