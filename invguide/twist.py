@@ -139,9 +139,10 @@ def kernel(a: float, b: float) -> tuple[float, float]:
 
 
 def reverse_step(tangent: Tangent, b: float, e: Tensor) -> Tensor:
-    """x_b of the standard normals (or proposals) e (J, d), shape of x."""
-    tau, beta = kernel(tangent.sigma, b)
-    mean = tangent.denoised + (b / tangent.sigma) ** 2 * (tangent.x.flatten(1) - tangent.denoised)
+    """x_b of the standard normals (or proposals) e (J, d), shape of x; all rows are at one level."""
+    a = float(tangent.sigma)
+    tau, beta = kernel(a, b)
+    mean = tangent.denoised + (b / a) ** 2 * (tangent.x.flatten(1) - tangent.denoised)
     return (mean + tau * e + beta * tangent.pull(e)).reshape(tangent.x.shape)
 
 
