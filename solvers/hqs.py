@@ -116,8 +116,8 @@ def _continued(problem: Problem) -> Tensor:
     assert problem.likelihood is not None
     y, known = problem.y, problem.likelihood.operator.observed()
     shape = problem.data_shape
-    images = known is not None and len(shape) == 3 and y.shape[2:] == shape[1:]
-    if not images or y.is_complex() or known.shape[0] != 1 or y.shape[1] not in (1, shape[0]):
+    images = len(shape) == 3 and y.shape[2:] == shape[1:] and not y.is_complex()
+    if known is None or not images or known.shape[0] != 1 or y.shape[1] not in (1, shape[0]):
         return problem.blank_estimate()
     filled = harmonic_extension(y, known.to(y.device))
     return problem.prior.to_normalised(filled.expand(-1, shape[0], -1, -1).clone())

@@ -165,6 +165,7 @@ def test_orthonormal_maps_are_told(operator: LinearOperator, expected: bool) -> 
 class Crooked(Prior):
     """A denoiser whose Jacobian is no covariance: not symmetric."""
 
+    turn: Tensor
     shape, sigma_min, sigma_max, sigma_data = SHAPE, 0.01, 20.0, 0.5
 
     def __init__(self) -> None:
