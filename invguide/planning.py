@@ -92,7 +92,7 @@ def plan(
         y, operator, prior, num_samples, problem: As for `invguide.solve`: sigma_y, noise, solver, shape, condition.
         seed, batch_size, device, dtype: As for `invguide.driver.run`.
     """
-    solver, target = prepare(y, operator, prior, num_samples=num_samples, **problem)
+    solver, target, _ = prepare(y, operator, prior, num_samples=num_samples, **problem)
     return plan_run(
         solver,
         target,
