@@ -63,9 +63,10 @@ def fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def every_network_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What load_prior checks follows from how long a call takes; no test may."""
+def no_decision_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What load_prior checks, and whether `restore` takes half precision, follow from what a call costs here."""
     monkeypatch.setattr("invguide.priors.doctor.QUICK", float("inf"))
+    monkeypatch.setattr("invguide.restoration.try_half", lambda *_: None)
 
 
 @pytest.fixture
