@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invguide.api import prepare
 from invguide.bench.memory import peak_memory
+from invguide.data_size import measuring_calls
 from invguide.devices import chunk_size, out_of_memory
 from invguide.driver import lay_out
 from invguide.prior import Prior
@@ -122,9 +123,13 @@ def plan_run(
     size = min(problem.batch_size, -(-len(rows) // len(devices)))
     size = num_samples if solver.requires.ensemble else size
     free = _free(devices[0], problem.prior)
+    told, once = problem.size.value is not None, 0
     while True:
         try:
             batch = _measure(solver, problem, rows[:size], seed, dtype, devices[0])
+            if not told and problem.size.value is not None:  # measured on the way, once a run
+                told, once = True, measuring_calls(problem.shape)
+                continue
             break
         except RuntimeError as error:
             if size == 1 or batch_size != "auto" or not out_of_memory(error):
@@ -140,7 +145,7 @@ def plan_run(
         device=", ".join(map(str, devices)),
         samples=len(rows),
         batch_size=size,
-        network_calls=network,
+        network_calls=network + once,
         vjp_calls=vjp,
         forward_calls=forward,
         seconds=rounds * batch.seconds,

@@ -12,6 +12,8 @@ from invguide.solver import Solver, missing_abilities
 
 SMALLEST_ENSEMBLE = 32  # for fewer samples, a method that draws them one by one
 
+PARTICLES = "no gradient: particles, weighed and resampled"
+
 
 class Choice(NamedTuple):
     """A solver with its settings, and why it was taken."""
@@ -71,22 +73,16 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
     yield Choice(s.DPS(), what if not problem.linear else "a differentiable measurement")
     yield Choice(s.EnsembleTwisted(), "no gradient, fewer measured numbers than members")
     yield Choice(s.EnKG(), "no gradient, more measured numbers than members")
-    yield from _without_gradient()
+    yield Choice(s.FeynmanKac(), PARTICLES)
+    yield Choice(s.DPSZerothOrder(), "no gradient, few samples: slopes by differences")
 
 
 def _for_reward() -> Iterator[Choice]:
     from invguide import solvers as s
 
     yield Choice(s.DPS(), "a differentiable reward")
-    yield from _without_gradient()
-    yield Choice(s.SCG(), "no gradient, few samples")
-
-
-def _without_gradient() -> Iterator[Choice]:
-    from invguide import solvers as s
-
-    yield Choice(s.FeynmanKac(), "no gradient: particles, weighed and resampled")
-    yield Choice(s.DPSZerothOrder(), "no gradient, few samples: slopes by differences")
+    yield Choice(s.FeynmanKac(), PARTICLES)
+    yield Choice(s.SCG(), "no gradient, few samples: the best of several candidates")
 
 
 def _hqs_steps(problem: Problem) -> int:

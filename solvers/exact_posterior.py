@@ -39,7 +39,7 @@ class ExactPosterior(Solver[ExactPosteriorState]):
         None.
 
     Args:
-        num_steps: 1.
+        num_steps: 1; more draw again.
         draw: True: samples. False: the posterior mean, a point estimate.
     """
 
@@ -51,7 +51,7 @@ class ExactPosterior(Solver[ExactPosteriorState]):
     draw: bool = True
 
     def __post_init__(self) -> None:
-        self.check_steps(1)
+        self.check_steps()
 
     @property
     def point_estimate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

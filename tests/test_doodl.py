@@ -129,7 +129,7 @@ def by_hand(solver: DOODL, z: Tensor, velocity: Tensor, noise: Tensor) -> tuple[
     sigmas = [problem.levels("karras", 3, k)[0] for k in range(3)] + [0.0]
     start = z.clone().requires_grad_()
     pair = edict.Pair(sigmas[0] * start, sigmas[0] * start)
-    for step in edict._make_steps(problem.prior, sigmas):
+    for step in edict._make_steps(problem.sigma_data, sigmas):
         pair = edict._forward(problem.prior.denoise, pair, step, solver.mixing)
     value = problem.evaluate((pair.x + pair.y) / 2)[0]
     (g,) = torch.autograd.grad(value.sum(), start)

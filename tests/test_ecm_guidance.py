@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide import driver
+from invguide.data_size import measuring_calls
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
@@ -163,7 +164,10 @@ def test_the_network_is_not_differentiated():
     problem = Problem(OneWay(), reward=quadratic().reward)
     result = driver.run(ECMGuidance(5), problem, 3, progress=False)
     assert result.manifest["vjp_calls"] == 0
-    assert result.nfe == 5
+    measuring = (
+        measuring_calls(problem.shape) / 3
+    )  # of what is clean, which this prior does not tell
+    assert result.nfe in (5, pytest.approx(5 + measuring))
     assert problem.prior.weight.grad is None
     with pytest.raises(RuntimeError, match="the network was differentiated"):
         driver.run(DPS(5), problem, 3, progress=False)
