@@ -27,7 +27,7 @@ SHAPE = (1, 4, 5)
 
 class Small(Prior):
     shape = SHAPE
-    sigma_min, sigma_max = 0.01, 10.0
+    sigma_min, sigma_max, sigma_data = 0.01, 10.0, 0.5
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         return x / (1 + per_sample(sigma, x) ** 2)
@@ -140,7 +140,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     result = CliRunner().invoke(app, [*arguments, "--steps", "7", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "DPS, 7 steps, 2 samples of 3 x 32 x 40" in result.output
+    assert "TweedieMatheron, 7 steps, 2 samples of 3 x 32 x 40" in result.output
     assert "calls     14 of the network, 14 of its gradient" in result.output
     monkeypatch.setattr(planning, "_free", lambda *_: 100)
     assert CliRunner().invoke(app, arguments).exit_code == 1
