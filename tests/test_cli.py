@@ -104,7 +104,7 @@ def test_denoising_denoises_and_estimates_the_noise(tmp_path: Path):
     assert manifest(out)["sigma_y_from"] == "estimate"
     assert manifest(out)["noise_estimate"]["trusted"]
     assert manifest(out)["noise_estimate"]["whiteness"] > 0.8
-    assert manifest(out)["settings"]["solver"] == "HQS"
+    assert manifest(out)["settings"]["solver"] == "PosteriorMean"
 
 
 def test_noise_that_cannot_be_trusted_is_said(tmp_path: Path):

@@ -183,7 +183,8 @@ def test_shared_random_numbers_would_be_noticed(monkeypatch: pytest.MonkeyPatch)
     stream = torch.Generator().manual_seed(0)
 
     def draw(self, purpose: str = "", shape=None) -> Tensor:
-        return torch.randn(len(self.rows), *(shape or self.shape), generator=stream)
+        size = (len(self.rows), *(shape or self.shape))
+        return torch.randn(size, generator=stream, dtype=self.dtype)
 
     monkeypatch.setattr(driver.Noise, "__call__", draw)
     assert not same(run(Small(), batch_size=1), run(Small(), device=["cpu"] * 2, batch_size=1))
