@@ -41,8 +41,7 @@ class PosteriorMean(Solver[PosteriorMeanState]):
         None for an exact prior. A point estimate: seeds agree, and `std` is NaN.
 
     Args:
-        num_steps: Network calls, one for each view, of which there are eight. Eight gain about 0.1 dB on photographs
-            (`invguide bench denoise`).
+        num_steps: Network calls, one for each view, of which there are eight. 1.
     """
 
     requires: ClassVar[Requires] = Requires(
