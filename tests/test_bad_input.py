@@ -151,7 +151,7 @@ CASES = {
         "filter='bicubik'; did you mean 'bicubic'?",
     ),
     "unknown command": ("restor photo.png", "No such command 'restor'"),
-    "unknown option": ("restore photo.png --task denoise --taks x", "No such option: --taks"),
+    "unknown option": ("restore photo.png --task denoise --taks x", "--taks"),
     "argument missing": ("restore", "Missing argument 'IN'"),
     "number expected": ("restore photo.png --task denoise --samples many", "Invalid value for '--samples'"),
     "degrade: missing file": ("degrade none.png --task denoise", "no such file: none.png"),

@@ -437,7 +437,7 @@ def test_prior_as_deepinv_denoiser():
 
 
 def test_peers_table(data: Path):
-    pytest.importorskip("deepinv")
+    pytest.importorskip("deepinv", minversion="0.5")  # its samplers before had other arguments
     settings = {"size": 32, "prior": "natural-tiny", "steps": 12, "weights": (30.0, 300.0)}
     table = bench.peers(data, **settings, photos=1, repeats=1, progress=False)
     assert [row[0] for row in table.rows][:2] == ["invguide DPS", "deepinv DPS, weight 1"]

@@ -403,11 +403,16 @@ def test_errors_fall_as_particles_grow() -> None:
 
 
 def test_the_mixture_benchmark() -> None:
-    target = mixture_25(d=8, dy=2)
-    result = run(hidden(target), ensemble_size=500, num_steps=50)
-    samples = unweighted(result.samples[0], result.weights[0])
+    """The median of five problems: which ones a seed gives depends on torch's version, and one in ten is hard (2.6)."""
+    distances = []
+    for seed in range(5):
+        target = mixture_25(d=8, dy=2, seed=seed)
+        result = run(hidden(target), ensemble_size=500, num_steps=50)
+        samples = unweighted(result.samples[0], result.weights[0])
+        exact = target.posterior.sample(500, seed=1)
+        distances.append(float(sliced_wasserstein(samples, exact)))
     # Measured at 1000 members and over 5 problems: 0.10, as exact samples; published codes: 1 to 2.
-    assert sliced_wasserstein(samples, target.posterior.sample(500, seed=1)) < 0.5
+    assert sorted(distances)[2] < 0.5, distances
 
 
 def on_the_grid(prior, log_density, function) -> float:
