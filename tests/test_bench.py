@@ -456,7 +456,7 @@ def test_peers_without_deepinv(data: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"size": 32, "prior": "natural-tiny", "steps": 2, "photos": 1, "repeats": 1}
     table = bench.peers(data, **settings, progress=False)
     assert [row[0] for row in table.rows] == ["invguide DPS"]
-    assert "pip install deepinv" in str(table)
+    assert "pip install -U deepinv" in str(table)
 
 
 # ---- noise
