@@ -144,7 +144,7 @@ def _estimators() -> dict[str, Callable[[Tensor], float]]:
 
     found: dict[str, Callable[[Tensor], float]] = {"deepinv": deepinv}
     try:
-        from skimage.restoration import estimate_sigma
+        from skimage.restoration import estimate_sigma  # pyright: ignore[reportMissingImports]
     except ImportError:
         return found
     found["scikit-image"] = lambda y: float(
