@@ -17,6 +17,8 @@ from invguide.schedule import split_levels
 from invguide.solver import Requires, Solver
 from invguide.twist import Tangent
 
+TOLERANCE = 0.1  # relative residual of a solve that is near enough: below a = 0.1 one or two steps reach it
+
 
 class TweedieMatheronState(NamedTuple):
     x: Tensor  # (B, *shape) at the current level
@@ -117,7 +119,7 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
         self, linear: WhitenedLinear, tangent: Tangent, residual: Tensor, variance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """C A* u (B, d), where (I + A C A*) u is the residual, all whitened, and what is left of it, relative (B,)."""
-        variance, total = variance.clamp_min(1e-30), inner(residual, residual)
+        variance, total = variance.clamp_min(1e-30), inner(residual, residual).clamp_min(1e-30)
         change = torch.zeros_like(tangent.denoised)
         z = linear.precondition(residual, variance)
         p, rz = z, inner(residual, z)
@@ -127,6 +129,9 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
             image = p + linear.forward(Cp.reshape(tangent.x.shape))
             curvature = inner(p, image)
             alive = alive & (curvature >= 0.9 * inner(p, p)) & (rz > 0)
+            alive = alive & (inner(residual, residual) > TOLERANCE**2 * total)
+            if not bool(alive.any()):
+                break
             length = torch.where(alive, rz / curvature, 0.0)
             change = change + per_sample(length, change) * Cp
             residual = residual - per_sample(length, residual) * image
@@ -134,7 +139,7 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
             square = inner(residual, z)
             p = z + per_sample(torch.where(alive, square / rz, 0.0), z) * p
             rz = square
-        return change, (inner(residual, residual) / total.clamp_min(1e-30)).sqrt()
+        return change, (inner(residual, residual) / total).sqrt()
 
     def estimate(self, state: TweedieMatheronState) -> Tensor:
         return state.denoised

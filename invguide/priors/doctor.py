@@ -39,6 +39,7 @@ WEAKEST, STRONGEST, LEVELS = 0.1, 20.0, 6
 MOST_NOISE = 14.6 / 4  # data units: the end of Stable Diffusion's schedule, the widest data range
 ORDER = (1, 3, 5, 0, 2, 4)  # in which levels are tried: those that tell most come first
 HOPELESS = 2.0  # times the least error: such a convention is tried no further
+FEWEST = 8  # that go on to the next level beside the better half: the right one is among the best at every level
 EQUAL, WORSE = 1.005, 1.03  # ratios of errors: the same, and surely worse
 # A data range is told by the contrast of the signals: of photographs with half the contrast of those that a
 # network knows, a wrong range has an error up to 0.9 times that of the right one.
@@ -257,7 +258,10 @@ class _Trial:
         for level in ORDER:
             self._measure(running, level)
             overall = {c: _mean(self.errors[c].values()) for c in running}
-            limit = HOPELESS * min(overall.values())
+            ranked = sorted(overall.values())
+            limit = min(
+                HOPELESS * ranked[0], ranked[min(len(ranked) - 1, max(len(ranked) // 2, FEWEST))]
+            )
             running = [c for c in running if overall[c] <= limit or c == self.own]
         return running
 
