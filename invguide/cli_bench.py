@@ -25,9 +25,10 @@ Precision = Annotated[
 ]
 BenchTasks = Annotated[
     list[str] | None,
-    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]."),
+    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]; denoise."),
 ]
 Samples = Annotated[int, typer.Option(help="Per photo.")]
+TV = Annotated[bool, typer.Option(help="Total variation too, its best weight searched.")]
 Kept = Annotated[
     Path | None, typer.Option("--out", help="Folder that keeps the figures of each photo.")
 ]
@@ -52,6 +53,7 @@ def bench_restore(
     ] = None,
     task: BenchTasks = None,
     samples: Samples = 8,
+    tv: TV = True,
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -62,7 +64,36 @@ def bench_restore(
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
     settings["precision"] = precision
     settings |= _given(solvers=solver, tasks=task)
-    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+    print(run(data, **settings, samples=samples, tv=tv, out=out, seed=seed, device=device))
+
+
+@command("denoise", bench)
+def bench_denoise(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    level: Annotated[
+        list[float] | None,
+        typer.Option(help="Of the noise, white = 255; may be given several times [15, 25, 50]."),
+    ] = None,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Further rows, such as HQS; may be given several times."),
+    ] = None,
+    tv: TV = True,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Remove noise of known level with one network call, and with CBM3D and total variation."""
+    from invguide.bench import denoise as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "prior": prior}
+    settings |= {"precision": precision, "tv": tv, "out": out}
+    settings |= _given(levels=level, solvers=solver)
+    print(run(data, **settings, seed=seed, device=device))
 
 
 @command("calibration", bench)

@@ -178,7 +178,7 @@ def test_restore_table_and_resuming(data: Path, tmp_path: Path, monkeypatch: pyt
         "DiffPIR",
         "auto over TV",
     ]
-    assert table.head[:3] == ("method", *tasks)
+    assert table.head[:4] == ("method", *tasks, "worse")
     figures = table.figures
     assert figures["DPS"]["SR x2"]["nfe"] == 3
     assert figures["DPS, mean of 2"]["SR x2"]["nfe"] == 6
@@ -223,6 +223,23 @@ def test_restore_does_not_take_a_diverged_sample_for_a_good_one(data: Path):
 def test_restore_refuses_solvers(data: Path, entry: str):
     with pytest.raises(InputError, match=r"expected NAME or NAME=K|unknown solver"):
         bench.restore(**toy(data, photos=1, solvers=[entry], tasks=["SR x2"]))
+
+
+def test_worse_than_the_degraded_photo_is_counted(data: Path):
+    """A photo, the same with its noise doubled, and a lost answer, against the noisy photo."""
+    protocol = Protocol(data, size=32, photos=3)
+    before = restoration.degraded(protocol, "denoise")
+    y = [protocol.likelihood("denoise", i).y for i in range(3)]
+    answers = [protocol.truth[0, None], 2 * y[1] - protocol.truth[1, None], y[2] * torch.nan]
+    figures = [protocol.score("denoise", i, x) for i, x in enumerate(answers)]
+    assert restoration.count_worse(figures, before) == 2
+    assert restoration.count_worse(before, before) == 0
+
+
+def test_restore_without_total_variation(data: Path):
+    table = bench.restore(**toy(data, solvers=["auto"], tasks=["denoise"], tv=False))
+    assert [row[0] for row in table.rows] == ["degraded", "auto: PosteriorMean"]
+    assert len(table.notes) == 1
 
 
 def test_restore_refuses_an_unknown_task(data: Path):

@@ -5,6 +5,7 @@ from invguide.bench.against_deepinv import peers
 from invguide.bench.angles import guidance
 from invguide.bench.calls import blackbox
 from invguide.bench.commands import tasks
+from invguide.bench.denoising import denoise
 from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
 from invguide.bench.noise_levels import noise
@@ -18,6 +19,7 @@ __all__ = [
     "adjoint",
     "blackbox",
     "calibration",
+    "denoise",
     "driver",
     "guidance",
     "jpeg",

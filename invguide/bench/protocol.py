@@ -20,7 +20,7 @@ from invguide.forward_operator import LinearOperator
 from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
 from invguide.metrics import calibration, crps, psnr, ssim
-from invguide.operators import GaussianBlur, Inpainting, SuperResolution
+from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.rng import Noise
 
 # Name as printed -> operator for images of this shape.
@@ -30,13 +30,18 @@ TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
     "SR x4": lambda shape: SuperResolution(factor=4),
     "inpaint 70 %": lambda shape: Inpainting.random(shape, 0.7),
 }
+DENOISE = "denoise"  # has a bench of its own
+OPERATORS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
+    **TASKS,
+    DENOISE: lambda shape: Identity(),
+}
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raise InputError for a task that is not one of TASKS."""
+    """Raise InputError for a task that is not one of OPERATORS."""
     for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"unknown task {task!r}; {suggest(task, TASKS)}")
+        if task not in OPERATORS:
+            raise InputError(f"unknown task {task!r}; {suggest(task, OPERATORS)}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Protocol:
         return chosen.permute(0, 3, 1, 2).float().contiguous() / 255
 
     def operator(self, task: str) -> LinearOperator:
-        return TASKS[task](tuple(self.truth.shape[1:]))
+        return OPERATORS[task](tuple(self.truth.shape[1:]))
 
     def likelihood(self, task: str, photo: int) -> Likelihood:
         """The measurement of one photo."""

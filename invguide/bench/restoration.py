@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from invguide import driver
 from invguide.api import choose_solver, load_prior, make_solver
-from invguide.bench.protocol import TASKS, Cells, Protocol, average, check_tasks
+from invguide.bench.protocol import TASKS, Cells, Protocol, average, check_tasks, columns
 from invguide.bench.tv import restore_tv
 from invguide.errors import InputError
 from invguide.identity import describe_prior
@@ -24,6 +24,7 @@ from invguide.progress import progress_bar
 from invguide.solver import Solver
 from invguide.tables import Table
 
+DEGRADED, TV = "degraded", "TV, best weight"
 SOLVERS = ("auto", "DPS", "DiffPIR=1", "REDDiff=1", "HQS=1")
 Figures = list[dict[str, Any]]  # one per photo
 
@@ -39,6 +40,7 @@ def restore(
     solvers: Sequence[str | Solver[Any]] = SOLVERS,
     tasks: Sequence[str] = tuple(TASKS),
     samples: int = 8,
+    tv: bool = True,
     out: str | Path | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -52,23 +54,24 @@ def restore(
         prior: A prior or its name.
         precision: Of the prior's network: "fp32", "bf16" or "fp16".
         solvers: Solvers or their names; "NAME=K" draws K samples. "auto" is what `solve` would choose, one sample.
-        tasks: Some of "deblur", "SR x2", "SR x4", "inpaint 70 %".
+        tasks: Some of "deblur", "SR x2", "SR x4", "inpaint 70 %"; "denoise", where it is asked for.
         samples: Draws per photo of a solver without "=K".
+        tv: Search the best weight of total variation, which takes longer than some solvers.
         out: Folder that keeps the figures of each photo; a second call goes on from there.
         seed: Of noise and samples.
         device: As for `invguide.solve`.
         progress: Show a bar.
 
     Returns:
-        Mean over photos of PSNR (SSIM) for each task, chi2 of the samples, network calls and seconds per photo.
+        Mean over photos of PSNR (SSIM) for each task, chi2 of the samples, network calls and seconds per photo, and
+        how many photos have an answer of less PSNR than the degraded photo.
     """
     protocol = Protocol(Path(data), size, photos, noise, seed)
     folder = None if out is None else Path(out)
     check_tasks(tasks)
-    methods: dict[str, dict[str, Figures]] = {
-        "degraded": {t: _degraded(protocol, t) for t in tasks}
-    }
-    methods["TV, best weight"] = {t: best_tv(protocol, t, folder, progress) for t in tasks}
+    methods: dict[str, dict[str, Figures]] = {DEGRADED: {t: degraded(protocol, t) for t in tasks}}
+    if tv:
+        methods[TV] = {t: best_tv(protocol, t, folder, progress) for t in tasks}
     loaded = load_prior(prior) if solvers else None
     if loaded is not None and precision != loaded.precision:
         loaded.optimise(precision)
@@ -90,10 +93,10 @@ def restore(
             methods[f"{name}, mean of {count}"] = {
                 t: _as_mean(figures) for t, figures in cells.items()
             }
-    head = ("method", *tasks, "chi2", "network calls", "s per photo")
-    rows = [_row(name, cells) for name, cells in methods.items()]
-    if automatic:
-        rows.append(_gain(methods[automatic], methods["TV, best weight"], len(head)))
+    head = ("method", *tasks, "worse", "chi2", "network calls", "s per photo")
+    rows = [_row(name, cells, methods[DEGRADED]) for name, cells in methods.items()]
+    if automatic and tv:
+        rows.append(_gain(methods[automatic], methods[TV], len(head)))
     name = prior if isinstance(prior, str) else type(prior).__name__
     notes = _notes(protocol, f"{name} in {precision}", methods)
     return Table(head, tuple(rows), notes, _figures(methods))
@@ -119,7 +122,7 @@ def _resolve(entry: str | Solver[Any], protocol: Protocol, task: str, prior: Pri
 # ---- the methods
 
 
-def _degraded(protocol: Protocol, task: str) -> Figures:
+def degraded(protocol: Protocol, task: str) -> Figures:
     """The measurement itself, at the size of the photo."""
     figures = []
     for photo in range(protocol.photos):
@@ -168,10 +171,10 @@ def _tv_cell(
     truth, key = protocol.truth[photo], f"{'coupled' if coupled else 'channels'} {exponent}"
     known = cells.get(truth) or {}
     if key not in known:
-        weight, start = 2 ** (exponent / 2), time.monotonic()
+        weight, start, cpu = 2 ** (exponent / 2), time.monotonic(), time.process_time()
         x = restore_tv(protocol.likelihood(task, photo), weight, coupled=coupled)
-        seconds = time.monotonic() - start
-        settings = {"nfe": 0, "seconds": seconds, "weight": weight, "coupled": coupled}
+        spent = {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
+        settings = {"nfe": 0, **spent, "weight": weight, "coupled": coupled}
         known[key] = {**protocol.score(task, photo, x), **settings}
         cells.put(truth, known)
     bar.total = max(bar.total or 0, bar.n + 1)
@@ -207,6 +210,7 @@ def run_solver(
                 problem = Problem(
                     prior, protocol.likelihood(task, photo), shape=tuple(protocol.truth.shape[1:])
                 )
+                start = time.process_time()
                 result = driver.run(
                     solver,
                     problem,
@@ -217,10 +221,11 @@ def run_solver(
                     on_nonfinite="drop",  # a lost sample shows as nan in the table
                     callbacks=[lambda report: bar.update(len(report.rows))],
                 )
+                cpu = time.process_time() - start
                 if "interrupted" in result.status[0]:
                     raise KeyboardInterrupt
                 cell = protocol.score(task, photo, result.samples[0])
-                cell |= {"nfe": result.nfe, "seconds": result.seconds}
+                cell |= {"nfe": result.nfe, "seconds": result.seconds, "cpu": cpu}
                 cells.put(protocol.truth[photo], cell)
             else:
                 bar.update(samples * solver.num_steps)
@@ -257,19 +262,29 @@ def _as_mean(figures: Figures) -> Figures:
 def _per_task(cells: dict[str, Figures], name: str, form: str) -> str:
     """Return one number where the tasks agree, else one for each, in their order."""
     numbers = [format(average(figures, name), form) for figures in cells.values()]
-    if all(n == "nan" for n in numbers):
-        return ""
+    return "" if all(n == "nan" for n in numbers) else _joined(numbers)
+
+
+def _joined(numbers: list[str]) -> str:
     return numbers[0] if len(set(numbers)) == 1 else " / ".join(numbers)
 
 
-def _row(name: str, cells: dict[str, Figures]) -> tuple[str, ...]:
+def count_worse(figures: Figures, before: Figures) -> int:
+    """On how many photos an answer has less PSNR than the degraded photo, or none at all."""
+    pairs = zip(columns(figures, "psnr"), columns(before, "psnr"), strict=True)
+    return sum(not answer >= photo for answer, photo in pairs)
+
+
+def _row(name: str, cells: dict[str, Figures], before: dict[str, Figures]) -> tuple[str, ...]:
     quality = [f"{average(f, 'psnr'):.2f} ({average(f, 'ssim'):.3f})" for f in cells.values()]
-    if name == "degraded":
-        return (name, *quality, "", "", "")
+    if name == DEGRADED:
+        return (name, *quality, "", "", "", "")
     calls = _per_task(cells, "nfe", ".0f")
+    worse = [str(count_worse(figures, before[task])) for task, figures in cells.items()]
     return (
         name,
         *quality,
+        _joined(worse),
         _per_task(cells, "chi2", ".2f"),
         calls,
         _per_task(cells, "seconds", ".2g"),
@@ -285,16 +300,19 @@ def _notes(
     protocol: Protocol, prior: str, methods: dict[str, dict[str, Figures]]
 ) -> tuple[str, ...]:
     weights = []
-    for task, figures in methods["TV, best weight"].items():
+    for task, figures in methods.get(TV, {}).items():
         kind = "coupled" if figures[0]["coupled"] else "apart"
         weights.append(f"{task} {figures[0]['weight']:.3g}, colours {kind}")
-    return (
+    note = (
         f"Mean PSNR in dB (SSIM) over {protocol.photos} photos of {protocol.size} pixels, noise {protocol.noise:g}, "
         f"prior {prior}. Rows are single samples, their scores averaged, unless they say mean. chi2: 1 where a sample "
-        "explains y to within its noise; missing pixels are left out. Several numbers: in the order of the tasks. "
-        "Network calls per sample, of a mean for all; seconds per photo for all its samples.",
-        f"TV: its weight is the best on these very photos ({'; '.join(weights)}).",
+        "explains y to within its noise; missing pixels are left out. Worse: photos whose answer (of samples, the mean "
+        "PSNR) has less PSNR than the degraded one. Several numbers: in the order of the tasks. "
+        "Network calls per sample, of a mean for all; seconds per photo for all its samples."
     )
+    if not weights:
+        return (note,)
+    return note, f"TV: its weight is the best on these very photos ({'; '.join(weights)})."
 
 
 def _figures(methods: dict[str, dict[str, Figures]]) -> dict[str, Any]:
