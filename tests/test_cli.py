@@ -20,10 +20,10 @@ from invguide import restoration
 from invguide.demo import PHOTO
 from invguide.images import encode_png, read_picture, write_picture
 from invguide.metrics import psnr
-from invguide.operators import GaussianBlur, Grayscale, Identity
+from invguide.operators import GaussianBlur, Grayscale
 from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
 from invguide.solver import Solver
-from invguide.tasks import TASKS, OfGrey, Options, find_task, through_grey
+from invguide.tasks import TASKS, Options, find_task
 from tiny import run
 
 GUESS = ("--prior", "natural-tiny", "--steps", "3")  # the noise level is estimated
@@ -280,21 +280,6 @@ def test_masked_pixels_do_not_matter(photo: Path, tmp_path: Path):
         assert "white is known" in printed
         results.append((tmp_path / name / "restored.png").read_bytes())
     assert results[0] == results[1] == results[2]
-
-
-def test_grey_operator_inverts_exactly():
-    """The shortcut of OfGrey against the same system as a dense matrix."""
-    operator = OfGrey(GaussianBlur(sigma=1.0))
-    basis = torch.eye(3 * 36, dtype=torch.float64).reshape(-1, 3, 6, 6)
-    dense = operator(basis).flatten(1).T
-    rhs = torch.randn(1, 1, 6, 6, dtype=torch.float64)
-    expected = torch.linalg.solve(
-        dense @ dense.T + 0.3 * torch.eye(36, dtype=torch.float64), rhs.flatten()
-    )
-    assert torch.allclose(operator.solve(rhs, 0.3).flatten(), expected, rtol=1e-6)
-    assert torch.allclose(operator.adjoint(rhs).flatten(), dense.T @ rhs.flatten())
-    assert isinstance(through_grey(Identity()), OfGrey)
-    assert not isinstance(through_grey(TASKS["hdr"].operator(Options(), None)), OfGrey)
 
 
 def test_kernel_files_agree(photo: Path, tmp_path: Path):

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide.forward_operator import LinearOperator, conjugate_gradient, inner, norm
+from invguide.forward_operator import LinearOperator, conjugate_gradient, inner
 from invguide.likelihood import Likelihood
 from invguide.operators import Blur, MotionBlur
 from invguide.proximal import ACCURACY, proximal
-from invguide.tasks import OfGrey
 
 SIZE = 24
 
@@ -127,21 +126,6 @@ def test_products_of_a_data_step_behind_motion_blur(sigma_y: float) -> None:
         counts.append(operator.calls - 1)  # the residual is one
     assert sum(counts) / len(counts) <= 15
     assert max(counts) <= 45
-
-
-def test_grey_pictures_get_the_same_savings() -> None:
-    inner_operator = Counted(5, 30).double()
-    operator = OfGrey(inner_operator)
-    x = scene(1, SIZE).double()
-    y = operator(x) + 0.03 * torch.randn(1, 1, SIZE, SIZE, dtype=x.dtype)
-    exact = operator.adjoint(operator.solve(y, 0.01))
-    inner_operator.calls = 0
-    error = torch.tensor([0.2], dtype=x.dtype)
-    rough = operator.adjoint(operator.solve_within(y, 0.01, error))
-    few, inner_operator.calls = inner_operator.calls, 0
-    operator.solve(y, 0.01)
-    assert 1e-6 < float(norm(rough - exact)) <= 0.2
-    assert few < inner_operator.calls
 
 
 def test_a_solve_of_the_users_own_is_used() -> None:

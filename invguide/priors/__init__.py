@@ -3,6 +3,7 @@
 from invguide.priors.checkpoint_file import read_weights
 from invguide.priors.field import FieldPosterior, GaussianField
 from invguide.priors.gaussian import Gaussian
+from invguide.priors.grey import Grey
 from invguide.priors.latent import LatentPrior
 from invguide.priors.mixture import GaussianMixture
 from invguide.priors.network import NetworkPrior, from_network
@@ -15,6 +16,7 @@ __all__ = [
     "Gaussian",
     "GaussianField",
     "GaussianMixture",
+    "Grey",
     "LatentPrior",
     "NetworkPrior",
     "Padded",
