@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
 from invguide.solver import Requires, Solver
@@ -19,7 +21,7 @@ class PosteriorMeanState(NamedTuple):
 
 
 class PosteriorMeanInfo(NamedTuple):
-    sigma: Tensor  # (B,), the noise level, normalised units
+    sigma: Tensor  # (B,), the noise level that the prior was told, normalised units
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class PosteriorMean(Solver[PosteriorMeanState]):
 
     Algorithm:
         x = mean over k of T_k^-1 D(T_k A* y; sigma_y),   T_k the first num_steps mirror images and quarter turns
+
+        Where sigma_y is below the least level s that the prior knows, D(x; sigma_y) is x + sigma_y^2 score(x; s) =
+        x + (sigma_y / s)^2 (D(x; s) - x). D(x; s) itself would take away more than the noise.
 
     Source:
         Robbins 1956, Miyasawa 1961 (Tweedie's formula): the denoiser of the prior at sigma_y is the posterior mean.
@@ -62,9 +67,11 @@ class PosteriorMean(Solver[PosteriorMeanState]):
         self, problem: Problem, state: PosteriorMeanState, k: int, noise: Noise
     ) -> tuple[PosteriorMeanState, PosteriorMeanInfo]:
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
-        level = problem.whole_signal_level()
+        level, sigma = problem.whole_signal_level(), problem.require_sigma_y("PosteriorMean")
         view = turn_image(problem.whole_signal(), turn)
-        total = state.total + turn_back(problem.denoise(view, level), turn)
+        share = per_sample((sigma / level) ** 2, view)  # 1 unless the prior does not know sigma_y
+        denoised = torch.lerp(view, problem.denoise(view, level), share)
+        total = state.total + turn_back(denoised, turn)
         return PosteriorMeanState(total, total / (k + 1)), PosteriorMeanInfo(level)
 
     def estimate(self, state: PosteriorMeanState) -> Tensor:

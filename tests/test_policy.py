@@ -113,6 +113,19 @@ def test_denoising_takes_one_call_and_is_the_posterior_mean() -> None:
     assert result.nfe == 1
 
 
+@pytest.mark.parametrize("sigma_y", [1e-3, 0.02])
+def test_noise_below_what_the_prior_knows_is_not_overestimated(sigma_y: float) -> None:
+    """Of standard normals with sigma_min = 0.5: y (1 - sigma_y^2 / (1 + 0.25)), near the truth y / (1 + sigma_y^2)."""
+    prior = White()
+    prior.sigma_min = 0.5
+    y = torch.randn(2, *SHAPE, dtype=torch.float64)
+    run = {"sigma_y": sigma_y, "dtype": torch.float64, "progress": False}
+    x = ig.solve(y, Identity(), prior, **run).samples[:, 0]
+    assert torch.allclose(x, y * (1 - sigma_y**2 / 1.25), atol=1e-12)
+    assert torch.allclose(x, y / (1 + sigma_y**2), atol=0, rtol=0.21 * sigma_y**2)
+    assert not torch.allclose(prior.denoise(y, 0.5), y / (1 + sigma_y**2), rtol=0.1)
+
+
 def test_views_are_averaged() -> None:
     class Leaning(White):
         """Adds a gradient that only one orientation has."""
