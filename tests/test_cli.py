@@ -485,6 +485,13 @@ def test_bench_forwards(tmp_path: Path):
     assert "HQS" in printed
     assert "DPS" not in printed
     assert "SR x2" not in printed
+    printed = run("bench", "restore", *base, "--photos", 1, "--solver", "hqs", "--no-tv")
+    assert "TV" not in printed
+    rows = ("--solver", "hqs", "--level", 25, "--level", 50, "--no-tv")
+    printed = run("bench", "denoise", *base[:-2], "--photos", 1, *rows)
+    assert "25 / 255 | 50 / 255" in printed
+    assert "HQS" in printed
+    assert "TV" not in printed
     printed = run("bench", "driver", "--prior", "natural-tiny", "--steps", 0, code=2)
     assert printed.startswith("error: steps=0, repeats=9")
     assert "unknown task 'deblu'" in run("bench", "peers", *base[:-1], "deblu", code=2)
