@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,18 @@ def per_sample(value: Tensor | float, x: Tensor) -> Tensor:
     """Shape a scalar or (B,) value so that it broadcasts over the samples of x (B, *shape)."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def denoise_at(
+    denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, sigma_min: float, **condition: Tensor
+) -> Tensor:
+    """Return E[x0 | x] at levels sigma (B,), also below the least one, s = sigma_min, that `denoise` knows.
+
+    There it is x + sigma^2 score(x; s) = x + (sigma / s)^2 (D(x; s) - x). D(x; s) would take away more than the noise.
+    """
+    level = sigma.clamp_min(sigma_min)
+    share = per_sample((sigma / level) ** 2, x)
+    return torch.lerp(x, denoise(x, level, **condition), share)
 
 
 class Prior(nn.Module, ABC):

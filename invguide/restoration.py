@@ -35,8 +35,9 @@ from invguide.images import Picture, read_picture
 from invguide.jpeg_measurement import Measurement
 from invguide.known_pixels import put_back, stay_by_default
 from invguide.likelihood import Likelihood
+from invguide.likely_noise import likely_level
 from invguide.noise import NoiseModel, Quantised
-from invguide.operators import Composition, Grayscale, Inpainting
+from invguide.operators import Composition, Grayscale, Identity, Inpainting
 from invguide.planning import Plan, plan
 from invguide.policy import choose as choose_solver
 from invguide.prior import Prior
@@ -397,6 +398,24 @@ def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
     return Tiled(prior, tile) if tile else prior
 
 
+def checked(job: Job, measured: Measured, prior: Prior, name: str) -> Measured:
+    """Return the measurement with a lower noise level where the estimated one would take texture for noise.
+
+    Only where nothing but noise is to be removed; after JPEG noise is not white, and the prior cannot tell.
+    """
+    estimate, sigma = measured.estimate, measured.sigma_y
+    plain = isinstance(measured.operator, Identity) and measured.noise is None
+    if estimate is None or sigma is None or estimate.compression or not (plain and prior.affine):
+        return measured
+    likely = likely_level(prior, measured.y, sigma, **job.condition)
+    if likely == sigma:
+        return measured
+    reason = f"the estimate {sigma:.3g} would take texture for noise, and the prior finds {likely:.3g} likely"
+    warnings.warn(f"{name}: {reason}; pass --sigma-y NUMBER (white = 1) if you know better")
+    told = estimate._replace(sigma=likely, trusted=False, reason=reason)
+    return dataclasses.replace(measured, sigma_y=likely, estimate=told)
+
+
 def choose(job: Job, measured: Measured, prior: Prior) -> tuple[Solver[Any], str]:
     """Return the solver with its settings; what "auto" means is said by the task, or else by `invguide.policy`."""
     settings, reason = job.settings, ""
@@ -492,6 +511,7 @@ def restore_picture(
         )
     measured = measure(job, picture, str(path))
     prior = prior_for(job, measured)
+    measured = checked(job, measured, prior, str(path))
     solver, reason = choose(job, measured, prior)
     job.say(f"{path}: {picture.describe()}")
     job.say(f"  operator  {_describe(measured)}")
@@ -527,6 +547,7 @@ def plan_picture(job: Job, path: Path) -> Plan:
     """Return what `restore_picture` of this file will cost, from a few steps of its solver."""
     measured = measure(job, read_picture(path), str(path))
     prior = prior_for(job, measured)
+    measured = checked(job, measured, prior, str(path))
     solver, _ = choose(job, measured, prior)
     set_precision(job, prior, solver, _unknown_shape(measured), None)
     return plan(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from invguide.prior import per_sample
+from invguide.prior import denoise_at
 from invguide.problem import Problem
 from invguide.rng import Noise
 from invguide.solver import Requires, Solver
@@ -69,8 +68,7 @@ class PosteriorMean(Solver[PosteriorMeanState]):
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
         level, sigma = problem.whole_signal_level(), problem.require_sigma_y("PosteriorMean")
         view = turn_image(problem.whole_signal(), turn)
-        share = per_sample((sigma / level) ** 2, view)  # 1 unless the prior does not know sigma_y
-        denoised = torch.lerp(view, problem.denoise(view, level), share)
+        denoised = denoise_at(problem.denoise, view, sigma, problem.prior.sigma_min)
         total = state.total + turn_back(denoised, turn)
         return PosteriorMeanState(total, total / (k + 1)), PosteriorMeanInfo(level)
 
