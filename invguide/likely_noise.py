@@ -12,6 +12,8 @@ from invguide.prior import Prior, denoise_at
 SIZE = 128  # pixels per side of the part that is looked at
 TOO_MUCH = 0.25  # by which the balance of an estimate may be short: a level 1.3 times the true one, or more
 ENOUGH = 0.05  # by which that of the level taken may be: the prior's own error at 1.1 times the true one
+TEXTURE = 3.0  # times the likely level: an estimate beyond is of texture
+BLIND = 1.4  # times the prior's least level: what is below, it cannot tell from texture
 LEAST = 0.001  # data units; rounding to 8 bits alone is this much
 
 
@@ -45,7 +47,11 @@ def balance(prior: Prior, y: Tensor, sigma: float, **condition: Tensor) -> float
 def likely_level(prior: Prior, y: Tensor, sigma: float, **condition: Tensor) -> float:
     """Return sigma, or the lower level that the prior finds likely where sigma would take texture for noise.
 
-    Looks at the middle of the picture: 2 network calls, and 2 more for each level that is tried.
+    LEAST, with which a picture is hardly changed, where that is about the prior's least level or below: there may be
+    less noise yet, and to leave some costs less than to take texture away. An estimate less than TEXTURE times too high
+    stays. To be asked only where something else speaks for texture too: noise whose neighbours resemble each other is
+    no more likely under the prior than texture is. Looks at the middle of the picture: 2 network calls, and 2 more for
+    each level that is tried.
 
     Args:
         prior, y, condition: As for `balance`.
@@ -63,7 +69,10 @@ def likely_level(prior: Prior, y: Tensor, sigma: float, **condition: Tensor) -> 
         lower = balance(prior, y, low, **condition)
         if not lower < -ENOUGH:
             share = (lower + ENOUGH) / (lower - found) if lower > found else 0.0
-            return low * (high / low) ** share
+            likely = low * (high / low) ** share
+            if likely > sigma / TEXTURE:
+                return sigma
+            return likely if likely > BLIND * prior.sigma_min * prior.scale else LEAST
         if low == LEAST:
             return LEAST
         high, found = low, lower

@@ -35,7 +35,7 @@ from invguide.images import Picture, read_picture
 from invguide.jpeg_measurement import Measurement
 from invguide.known_pixels import put_back, stay_by_default
 from invguide.likelihood import Likelihood
-from invguide.likely_noise import likely_level
+from invguide.likely_noise import LEAST, TEXTURE, likely_level
 from invguide.noise import NoiseModel, Quantised
 from invguide.operators import Composition, Grayscale, Identity, Inpainting
 from invguide.planning import Plan, plan
@@ -401,16 +401,20 @@ def in_tiles(prior: Prior, tile: int | None, size: tuple[int, ...]) -> Prior:
 def checked(job: Job, measured: Measured, prior: Prior, name: str) -> Measured:
     """Return the measurement with a lower noise level where the estimated one would take texture for noise.
 
-    Only where nothing but noise is to be removed; after JPEG noise is not white, and the prior cannot tell.
+    Only where nothing but noise is to be removed, and brightness has far more of it than colours, as texture has. Noise
+    that is not white, as after JPEG or a change of size, is no more likely under the prior than texture is.
     """
     estimate, sigma = measured.estimate, measured.sigma_y
     plain = isinstance(measured.operator, Identity) and measured.noise is None
     if estimate is None or sigma is None or estimate.compression or not (plain and prior.affine):
         return measured
+    if not estimate.chroma < sigma / TEXTURE:
+        return measured
     likely = likely_level(prior, measured.y, sigma, **job.condition)
     if likely == sigma:
         return measured
-    reason = f"the estimate {sigma:.3g} would take texture for noise, and the prior finds {likely:.3g} likely"
+    found = "no noise that it could tell" if likely == LEAST else f"{likely:.3g} likely"
+    reason = f"the estimate {sigma:.3g} would take texture for noise, and the prior finds {found}"
     warnings.warn(f"{name}: {reason}; pass --sigma-y NUMBER (white = 1) if you know better")
     told = estimate._replace(sigma=likely, trusted=False, reason=reason)
     return dataclasses.replace(measured, sigma_y=likely, estimate=told)

@@ -76,14 +76,16 @@ def test_texture_is_not_taken_for_noise(tmp_path: Path, monkeypatch: pytest.Monk
     photo = read_picture(PHOTO).values[..., 60:156, 100:196]
     noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
     write_picture(tmp_path / "y.png", photo + 0.004 * noise)
-    high = estimate_noise(photo)._replace(sigma=0.04, compression=0.0, trusted=True, reason="")
+    high = estimate_noise(photo)._replace(
+        sigma=0.04, chroma=0.004, compression=0.0, trusted=True, reason=""
+    )
     monkeypatch.setattr(restoration, "estimate_noise", lambda *a: high)
     out = tmp_path / "out"
     base = ("restore", tmp_path / "y.png", "--task", "denoise", "--precision", "fp32")
     printed = run(*base, "--out", out)
     assert "the estimate 0.04 would take texture for noise" in printed
     told = json.loads((out / "manifest.json").read_text())
-    assert 0.003 < told["sigma_y"] < 0.0067  # the prior knows no level below 0.005
+    assert told["sigma_y"] == LEAST  # the prior knows no level below 0.005
     assert not told["noise_estimate"]["trusted"]
     given = tmp_path / "given"
     run(*base, "--sigma-y", 0.04, "--out", given)
@@ -92,3 +94,6 @@ def test_texture_is_not_taken_for_noise(tmp_path: Path, monkeypatch: pytest.Monk
         for p in (tmp_path / "y.png", out / "restored.png", given / "restored.png")
     )
     assert wrong < noisy <= ours
+    even = high._replace(chroma=0.04)  # of colours as of brightness: noise, be it white or not
+    monkeypatch.setattr(restoration, "estimate_noise", lambda *a: even)
+    assert "sigma_y   0.04 (estimated)" in run(*base, "--out", tmp_path / "even")
