@@ -77,7 +77,7 @@ class WhitenedLinear:
         return e if known is None else e * known.to(y.device)
 
     def precondition(self, u: Tensor, variance: Tensor) -> Tensor:
-        """About (I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u itself where sigma_y varies within y.
+        """About (I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u where sigma_y varies within y.
 
         Exact where the operator can solve in closed form, else to a relative residual of 0.05: steps of conjugate
         gradients that are preconditioned so need no more.

@@ -126,7 +126,9 @@ def test_a_hub_id(photo: Path, tmp_path: Path, diffusers: Any, monkeypatch: pyte
 
 
 def test_what_a_weights_file_does_not_tell(photo: Path, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setattr("invguide.priors.doctor.QUICK", 0.0)  # a whole race of this network takes minutes
+    monkeypatch.setattr(
+        "invguide.priors.doctor.QUICK", 0.0
+    )  # a whole race of this network takes minutes
     net = ADM(Architecture(3, 6, 32, (32, 32), (False, True), 1), num_heads=2, qkv_order="new")
     torch.save(filled(net, 0.05).state_dict(), tmp_path / "mine.pt")
     arguments = (photo, *QUICK, "--solver", "dps", "--prior", tmp_path / "mine.pt")
