@@ -15,7 +15,7 @@ from invguide.restoration import Job, Settings, check_writable, restore_picture
 from invguide.tasks import Options
 
 PHOTO = Path(__file__).parent / "data" / "chelsea.png"
-BLUR, NOISE, SAMPLES, STEPS = 1.5, 0.03, 4, 25
+BLUR, NOISE, SAMPLES, STEPS = 1.5, 0.03, 4, 15
 
 
 def run_demo(
@@ -38,7 +38,6 @@ def run_demo(
         "deblur",
         options,
         NOISE,
-        solver="dps",
         solver_settings={"num_steps": STEPS if steps is None else steps},
         prior=prior,
         samples=SAMPLES,

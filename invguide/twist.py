@@ -17,7 +17,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from invguide.prior import per_sample
 from invguide.problem import Problem
+
+REACH, HALF_REACH = (
+    0.02,
+    0.2,
+)  # of differences, in noise levels; in half precision rounding would hide a short one
 
 
 class Tangent:
@@ -56,6 +62,19 @@ class Tangent:
             x, denoised = self._differentiate(self.problem.rows(part), self.x[part], part)
             parts.append(torch.autograd.grad(denoised, x, v[part])[0].flatten(1))
         return torch.cat(parts)
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v of each row, (J, d) -> (J, d), by a difference: one network call."""
+        v = v.reshape(self.x.shape)
+        size = v.flatten(1).square().mean(1).sqrt().clamp_min(1e-20)
+        share = REACH if self.problem.prior.precision == "fp32" else HALF_REACH
+        reach = per_sample(share * self.sigma / size, v)
+        moved = self.problem.denoise(self.x + reach * v, self.sigma)
+        return ((moved.flatten(1) - self.denoised) / reach.flatten(1)).detach()
+
+    def symmetric(self, v: Tensor) -> Tensor:
+        """(J + J^T) v / 2 of each row: for a posterior mean, J is symmetric, for a network about."""
+        return (self.pull(v) + self.push(v)) / 2
 
     def rows(self, index: Tensor) -> Tangent:
         """The tangent at x[index]; all rows belong to one measurement."""

@@ -188,6 +188,24 @@ def test_crooked_jacobians_end_finite() -> None:
     assert float(result.samples.abs().max()) < 20
 
 
+def test_products_with_the_jacobian_are_those_of_the_matrix() -> None:
+    """J v by a difference and J^T v by the graph, of a linear denoiser; a difference divides float64's rounding."""
+    prior, source = Crooked(), torch.Generator().manual_seed(4)
+    x, v = torch.randn(2, 3, *SHAPE, generator=source, dtype=torch.float64)
+    levels = torch.tensor([0.02, 0.5, 9.0], dtype=torch.float64)
+    tangent = Tangent(Problem(prior, shape=SHAPE), x, levels)
+    size = (0.25 / (0.25 + levels**2))[:, None, None]
+    matrix = size * (torch.eye(64, dtype=torch.float64) + 0.3 * prior.turn.double().mT)
+    assert not torch.allclose(matrix, matrix.mT, atol=0.1)
+    expected = (matrix @ v.flatten(1)[..., None])[..., 0]
+    transposed = (matrix.mT @ v.flatten(1)[..., None])[..., 0]
+    torch.testing.assert_close(tangent.push(v.flatten(1)), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(tangent.pull(v.flatten(1)), transposed, rtol=0, atol=1e-12)
+    both = tangent.symmetric(v.flatten(1))
+    torch.testing.assert_close(both, (expected + transposed) / 2, rtol=0, atol=1e-9)
+    assert not bool(tangent.push(torch.zeros(3, 64, dtype=torch.float64)).any())
+
+
 def test_noise_may_vary_within_a_measurement() -> None:
     """No preconditioner then; as many steps as unknowns solve exactly."""
     prior, operator = field(), OPERATORS["blur"]
