@@ -51,7 +51,8 @@ class HQS(Solver[HQSState]):
         A point estimate near the posterior mode: no spread, so seeds agree and `std` is NaN.
 
     Args:
-        num_steps: Network calls. 30; reductions in size need 8, narrow blurs and single holes 15, motion blurs all.
+        num_steps: Network calls. 30; reductions to half the width need 20, to a quarter 8, narrow blurs and single
+            holes 15, motion blurs all.
         lam: Weight of z against y, above 0. 0.19.
         sigma_start: First level, normalised units. 0.7.
         sigma_end: Last level. None: sigma_y, at least 0.02; 0.4 sigma_y, between 0.02 and 0.05, where entries are not

@@ -48,7 +48,8 @@ BLUR = GaussianBlur(sigma=1.0)
     [
         (target(Identity(), 0.1), PosteriorMean(), "TweedieMatheron"),
         (target(BLUR, 0.1), HQS(num_steps=30), "TweedieMatheron"),
-        (target(SuperResolution(factor=2), 0.1), HQS(num_steps=8), "TweedieMatheron"),
+        (target(SuperResolution(factor=2), 0.1), HQS(num_steps=20), "TweedieMatheron"),
+        (target(SuperResolution(factor=4), 0.1), HQS(num_steps=8), "TweedieMatheron"),
         (target(Inpainting.random(SHAPE, 0.5), 0.1), HQS(num_steps=30), "TweedieMatheron"),
         (target(BLUR, Poisson(0.1)), HQS(num_steps=30), "DPS"),
         (target(HDR(gain=2.0), 0.1), "DPS", "DPS"),
