@@ -61,6 +61,10 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
         if problem.linear and problem.reward is None:
             steps = _hqs_steps(problem)
             yield Choice(s.HQS(num_steps=steps), "linear operator, one answer: best in PSNR")
+        if problem.own_data_step and problem.reward is None:
+            # A step to the mean is no compromise with the prior: lam = 1 takes the level as what it leaves open.
+            reason = "an operator with a data step of its own, one answer: best in PSNR"
+            yield Choice(s.HQS(lam=1.0), reason)
     else:
         yield Choice(s.ExactPosterior(), f"{closed}, drawn from")
         if problem.orthonormal:
