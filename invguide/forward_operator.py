@@ -110,6 +110,22 @@ class Operator(nn.Module, ABC):
         """
         return None
 
+    def posterior_mean(
+        self, x: Tensor, y: Tensor, variance: Tensor, sigma: Tensor
+    ) -> Tensor | None:
+        """Return E[z | y] of z ~ N(x, variance) and y = A z + sigma n, or None (the default) where that is not cheap.
+
+        For operators that are not linear but can answer all the same, for instance value by value: the general data
+        step descends, and stays where A has no slope, as behind clipping. `auto` then takes a solver with data steps.
+
+        Args:
+            x: Centres, (B, *shape), data units.
+            y: Measurements, (B, *y_shape).
+            variance: Of the clean signal around x, broadcasts to x.
+            sigma: Standard deviation of y, broadcasts to y.
+        """
+        return None
+
     # ---- what the driver asks of operators whose calls are dear; only a BlackBox has something to say
 
     def keep(self, folder: str | Path) -> None:

@@ -61,6 +61,10 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
         if problem.linear and problem.reward is None:
             steps = _hqs_steps(problem)
             yield Choice(s.HQS(num_steps=steps), "linear operator, one answer: best in PSNR")
+        if problem.own_data_step and problem.reward is None:
+            # A step to the mean is no compromise with the prior: lam = 1 takes the level as what it leaves open.
+            reason = "an operator with a data step of its own, one answer: best in PSNR"
+            yield Choice(s.HQS(lam=1.0), reason)
     else:
         yield Choice(s.ExactPosterior(), f"{closed}, drawn from")
         if problem.orthonormal:
@@ -86,12 +90,18 @@ def _for_reward() -> Iterator[Choice]:
 
 
 def _hqs_steps(problem: Problem) -> int:
-    """Calls within 0.1 dB of the best number: fewer where every pixel of y averages many of x."""
+    """Calls within 0.1 dB of the best number: fewer, the more of x every number of y averages.
+
+    On photographs of 128 pixels, against 30 steps: reductions to half the width lose 0.22 to 0.30 dB at 8 steps, 0.10
+    to 0.15 at 12, 0.06 to 0.10 at 15 and 0.02 to 0.04 at 20 (noise 0.01 to 0.05, most at the least); to a quarter, at
+    most 0.09 at 8.
+    """
     likelihood = problem.likelihood
     assert likelihood is not None
-    whole = likelihood.operator.observed() is None
-    reduces = likelihood.y[0].numel() <= 0.5 * math.prod(problem.data_shape)
-    return 8 if whole and reduces else 30
+    if likelihood.operator.observed() is not None:
+        return 30
+    numbers = likelihood.y[0].numel() / math.prod(problem.data_shape)
+    return 8 if numbers <= 0.1 else 20 if numbers <= 0.3 else 30
 
 
 def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:

@@ -23,9 +23,9 @@ def proximal(
 
     Linear operator and Gaussian noise: exact, z = x + A* (A A* + sigma_y^2 / variance)^-1 (y - A x), through the
     operator's own `solve` (conjugate gradients where sigma_y varies within a measurement). Rounded values of a linear
-    operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`. Everything else
-    differentiable: DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above
-    the objective of x.
+    operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`; also for Gaussian noise and
+    any operator that knows it, see `Operator.posterior_mean`. Everything else differentiable: DESCENT_STEPS steps of
+    gradient descent with Barzilai-Borwein lengths, which never end above the objective of x.
 
     Args:
         likelihood: Of the measurements.
@@ -40,8 +40,11 @@ def proximal(
         mean = _mean_of_rounded(operator, noise, likelihood.y, x, variance)
         if mean is not None:
             return mean
-    if not (isinstance(operator, LinearOperator) and isinstance(noise, Gaussian)):
+    if not isinstance(noise, Gaussian):
         return _descend(likelihood, x, variance)
+    if not isinstance(operator, LinearOperator):
+        mean = operator.posterior_mean(x, likelihood.y, per_sample(variance, x), noise.sigma_y)
+        return _descend(likelihood, x, variance) if mean is None else mean
     residual = likelihood.y - operator(x)
     sigma = noise.sigma_y
     error = accuracy * (variance * x[0].numel()).sqrt()

@@ -35,7 +35,8 @@ class HQS(Solver[HQSState]):
     Algorithm:
         z = T^-1 D(T x; s),   x <- argmin_x -log p(y | x) + lam |x - z|^2 / (2 s^2),   for s from sigma_start down to
         sigma_end; T goes through the eight mirror images and quarter turns. The result is the last z; where a mask
-        leaves entries out and sigma_y is below sigma_end, the x after it, since the data tell more than that level.
+        or clipping leaves entries out and sigma_y is below sigma_end, the x after it, since the data tell more than
+        that level.
 
     Source:
         Zhang et al. 2020, "Plug-and-play image restoration with deep denoiser prior", arXiv 2008.13751, alg. 1.
@@ -51,11 +52,14 @@ class HQS(Solver[HQSState]):
         A point estimate near the posterior mode: no spread, so seeds agree and `std` is NaN.
 
     Args:
-        num_steps: Network calls. 30; reductions in size need 8, narrow blurs and single holes 15, motion blurs all.
-        lam: Weight of z against y, above 0. 0.19.
+        num_steps: Network calls. 30; reductions to half the width need 20, to a quarter 8, narrow blurs and single
+            holes 15, motion blurs all.
+        lam: Weight of z against y, above 0. 0.19; 1 is better where the data step is a mean: see
+            `Operator.posterior_mean`.
         sigma_start: First level, normalised units. 0.7.
         sigma_end: Last level. None: sigma_y, at least 0.02; 0.4 sigma_y, between 0.02 and 0.05, where entries are not
-            observed at all, since details there come from the last levels only; 0.05 where no one sigma_y is known.
+            observed at all, or by an operator with a data step of its own, as clipping, since details there come from
+            the last levels only; 0.05 where no one sigma_y is known.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
@@ -88,7 +92,7 @@ class HQS(Solver[HQSState]):
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
         denoised = turn_back(problem.denoise(turn_image(state.x, turn), s), turn)
         x = problem.prox(denoised, s / self.lam**0.5)
-        if k == self.num_steps - 1 and _incomplete(problem) and problem.sigma_y is not None:
+        if k == self.num_steps - 1 and _untold(problem) and problem.sigma_y is not None:
             denoised = torch.where(per_sample(problem.sigma_y < end, x) > 0, x, denoised)
         return HQSState(x, denoised), HQSInfo(s)
 
@@ -98,7 +102,7 @@ class HQS(Solver[HQSState]):
         if self.sigma_end is not None or noise is None:
             return x.new_full((len(x),), self.sigma_end or UNKNOWN_NOISE)
         lowest = max(LOWEST, problem.prior.sigma_min)
-        if _incomplete(problem):
+        if _untold(problem):
             return (0.4 * noise).clamp(lowest, UNKNOWN_NOISE).to(x)
         return noise.clamp(lowest, self.sigma_start).to(x)
 
@@ -109,6 +113,11 @@ class HQS(Solver[HQSState]):
 def _incomplete(problem: Problem) -> bool:
     """Whether entries of x are not measured at all."""
     return problem.likelihood is not None and problem.likelihood.operator.observed() is not None
+
+
+def _untold(problem: Problem) -> bool:
+    """Whether y may tell nothing of entries of x: these are not measured, or clipped."""
+    return _incomplete(problem) or problem.own_data_step
 
 
 def _continued(problem: Problem) -> Tensor:
