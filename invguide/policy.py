@@ -73,6 +73,10 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
             reason = "linear operator, Gaussian noise, several samples: best calibrated"
         if problem.reward is None:
             yield Choice(s.TweedieMatheron(), reason)
+        if problem.own_data_step and problem.reward is None:
+            # CRPS on six over-exposed photographs: 0.0188 (30 calls) against 0.0216 of DPS (100)
+            reason = "an operator with a data step of its own, several samples: lowest CRPS"
+            yield Choice(s.DiffPIR(num_steps=30, lam=4.0), reason)
     what = "a differentiable target" if problem.reward is not None else "a nonlinear operator"
     yield Choice(s.DPS(), what if not problem.linear else "a differentiable measurement")
     yield Choice(s.EnsembleTwisted(), "no gradient, fewer measured numbers than members")

@@ -52,7 +52,7 @@ BLUR = GaussianBlur(sigma=1.0)
         (target(SuperResolution(factor=4), 0.1), HQS(num_steps=8), "TweedieMatheron"),
         (target(Inpainting.random(SHAPE, 0.5), 0.1), HQS(num_steps=30), "TweedieMatheron"),
         (target(BLUR, Poisson(0.1)), HQS(num_steps=30), "DPS"),
-        (target(HDR(gain=2.0), 0.1), HQS(lam=1.0), "DPS"),  # it has a data step of its own
+        (target(HDR(gain=2.0), 0.1), HQS(lam=1.0), "DiffPIR"),  # it has a data step of its own
         (target(HDR(gain=2.0), Poisson(0.1)), "DPS", "DPS"),
         (target(lambda x: (2 * x).clamp(0, 1), 0.1), "DPS", "DPS"),
         (target(lambda x: x**2, 0.1), "DPS", "DPS"),
