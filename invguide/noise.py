@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
+from invguide.truncated_normal import log_mass, standard_mean
 
 EXACT_FRACTION = 1e-3
 LEAST_SLOPE = 1e-2  # of a rounding step
-SQRT2 = math.sqrt(2)
 
 
 class NoiseModel(ABC):
@@ -176,13 +175,7 @@ class Quantised(NoiseModel):
 
     def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
         a, b = self._ends(predicted, y, self.sigma_y)
-        near = a.clamp(max=0)  # below it nothing underflows
-        inside = torch.log(
-            ((torch.erfc(near / SQRT2) - torch.erfc(b / SQRT2)) / 2).clamp_min(1e-300)
-        )
-        far = a.clamp_min(0)
-        beyond = torch.log(_scaled_mass(far, b) / 2) - far.square() / 2
-        return torch.where(a > 0, beyond, inside).flatten(1).sum(1).to(predicted.dtype)
+        return log_mass(a, b).flatten(1).sum(1).to(predicted.dtype)
 
     def posterior_mean(self, mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
         """E[c | y] of values c = A x that were N(mean, variance) each before y was known; all broadcast to y.
@@ -191,16 +184,9 @@ class Quantised(NoiseModel):
         """
         total = variance + self.sigma_y**2
         a, b = self._ends(mean, y, total.sqrt())
-        near = a.clamp(max=0)
-        # (phi(a) - phi(b)) / (Phi(b) - Phi(a)), both divided by phi(a) where a is far out.
-        inside = (torch.exp(-near.square() / 2) - torch.exp(-b.square() / 2)) / (
-            (torch.erfc(near / SQRT2) - torch.erfc(b / SQRT2)).clamp_min(1e-300) / 2
-        )
-        far = a.clamp_min(0)
-        beyond = -2 * torch.expm1(-(b - far) * (b + far) / 2) / _scaled_mass(far, b)
-        pull = torch.where(a > 0, beyond, inside) / math.sqrt(2 * math.pi)
+        pull = standard_mean(a, b).to(mean.dtype)
         towards = torch.where(y >= mean, 1.0, -1.0)
-        return mean + towards * (variance / total.sqrt()) * pull.to(mean.dtype)
+        return mean + towards * (variance / total.sqrt()) * pull
 
     def _ends(self, predicted: Tensor, y: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """The ends a <= b of the step in standard deviations from `predicted`, |a| <= b; float64."""
@@ -226,12 +212,6 @@ class Quantised(NoiseModel):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Quantised:
         moved = (v.to(device=device, dtype=dtype) for v in (self.step, self.sigma_y))
         return self._of(*moved)
-
-
-def _scaled_mass(a: Tensor, b: Tensor) -> Tensor:
-    """2 [Phi(b) - Phi(a)] exp(a^2 / 2) for 0 <= a <= b, without underflow."""
-    erfcx = torch.special.erfcx
-    return erfcx(a / SQRT2) - torch.exp(-(b - a) * (b + a) / 2) * erfcx(b / SQRT2)
 
 
 class LogDensity(NoiseModel):

@@ -20,10 +20,8 @@ from torch import Tensor
 from invguide.prior import per_sample
 from invguide.problem import Problem
 
-REACH, HALF_REACH = (
-    0.02,
-    0.2,
-)  # of differences, in noise levels; in half precision rounding would hide a short one
+REACH = 0.02  # of differences, in noise levels
+HALF_REACH = 0.2  # in half precision, whose rounding would hide a shorter one
 
 
 class Tangent:
