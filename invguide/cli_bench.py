@@ -25,7 +25,10 @@ Precision = Annotated[
 ]
 BenchTasks = Annotated[
     list[str] | None,
-    typer.Option("--task", help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]; denoise."),
+    typer.Option(
+        "--task",
+        help="deblur, 'SR x2', 'SR x4' or 'inpaint 70 %' [all]; denoise, 'motion deblur', HDR.",
+    ),
 ]
 Samples = Annotated[int, typer.Option(help="Per photo.")]
 TV = Annotated[bool, typer.Option(help="Total variation too, its best weight searched.")]
@@ -118,6 +121,31 @@ def bench_calibration(
     settings["precision"] = precision
     settings |= _given(solver=solver, tasks=task)
     print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+
+
+@command("steps", bench)
+def bench_steps(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    noise: Noise = 0.025,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    task: BenchTasks = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(help="May be given several times [4, 8, 15, 20, 30]."),
+    ] = None,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Restore photos by HQS with several numbers of network calls, beside the number that auto takes."""
+    from invguide.bench import steps as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
+    settings |= {"precision": precision, "out": out, **_given(tasks=task, numbers=steps)}
+    print(run(data, **settings, seed=seed, device=device))
 
 
 @command("tasks", bench)

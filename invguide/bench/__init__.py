@@ -12,6 +12,7 @@ from invguide.bench.noise_levels import noise
 from invguide.bench.overhead import driver
 from invguide.bench.restoration import restore
 from invguide.bench.speed import priors
+from invguide.bench.steps import steps
 from invguide.bench.tv import restore_tv
 from invguide.bench.uncertainty import calibration
 
@@ -29,5 +30,6 @@ __all__ = [
     "priors",
     "restore",
     "restore_tv",
+    "steps",
     "tasks",
 ]

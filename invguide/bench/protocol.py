@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, suggest
-from invguide.forward_operator import LinearOperator
+from invguide.forward_operator import LinearOperator, Operator
 from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
 from invguide.metrics import calibration, crps, psnr, ssim
-from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
+from invguide.operators import HDR, GaussianBlur, Identity, Inpainting, MotionBlur, SuperResolution
 from invguide.rng import Noise
 
 # Name as printed -> operator for images of this shape.
@@ -31,9 +31,12 @@ TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
     "inpaint 70 %": lambda shape: Inpainting.random(shape, 0.7),
 }
 DENOISE = "denoise"  # has a bench of its own
-OPERATORS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
+HDR_GAIN = 2.0
+OPERATORS: dict[str, Callable[[tuple[int, ...]], Operator]] = {
     **TASKS,
     DENOISE: lambda shape: Identity(),
+    "motion deblur": lambda shape: MotionBlur(length=9, angle=30),
+    "HDR": lambda shape: HDR(gain=HDR_GAIN),
 }
 
 
@@ -81,7 +84,7 @@ class Protocol:
         chosen = torch.from_numpy(images[: self.photos])
         return chosen.permute(0, 3, 1, 2).float().contiguous() / 255
 
-    def operator(self, task: str) -> LinearOperator:
+    def operator(self, task: str) -> Operator:
         return OPERATORS[task](tuple(self.truth.shape[1:]))
 
     def likelihood(self, task: str, photo: int) -> Likelihood:

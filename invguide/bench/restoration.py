@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 from invguide import driver
 from invguide.api import choose_solver, load_prior, make_solver
-from invguide.bench.protocol import TASKS, Cells, Protocol, average, check_tasks, columns
+from invguide.bench.protocol import HDR_GAIN, TASKS, Cells, Protocol, average, check_tasks, columns
 from invguide.bench.tv import restore_tv
 from invguide.errors import InputError
+from invguide.forward_operator import LinearOperator
 from invguide.identity import describe_prior
 from invguide.prior import Prior
 from invguide.problem import Problem
@@ -54,9 +55,10 @@ def restore(
         prior: A prior or its name.
         precision: Of the prior's network: "fp32", "bf16" or "fp16".
         solvers: Solvers or their names; "NAME=K" draws K samples. "auto" is what `solve` would choose, one sample.
-        tasks: Some of "deblur", "SR x2", "SR x4", "inpaint 70 %"; "denoise", where it is asked for.
+        tasks: Some of "deblur", "SR x2", "SR x4", "inpaint 70 %"; where they are asked for, "denoise", "motion deblur"
+            and "HDR" (twice the light, clipped).
         samples: Draws per photo of a solver without "=K".
-        tv: Search the best weight of total variation, which takes longer than some solvers.
+        tv: Search the best weight of total variation, which takes longer than some solvers; for linear tasks.
         out: Folder that keeps the figures of each photo; a second call goes on from there.
         seed: Of noise and samples.
         device: As for `invguide.solve`.
@@ -70,6 +72,7 @@ def restore(
     folder = None if out is None else Path(out)
     check_tasks(tasks)
     methods: dict[str, dict[str, Figures]] = {DEGRADED: {t: degraded(protocol, t) for t in tasks}}
+    tv = tv and all(isinstance(protocol.operator(t), LinearOperator) for t in tasks)
     if tv:
         methods[TV] = {t: best_tv(protocol, t, folder, progress) for t in tasks}
     loaded = load_prior(prior) if solvers else None
@@ -79,7 +82,7 @@ def restore(
     automatic = ""
     for entry, count in entries:
         assert loaded is not None
-        chosen = {t: _resolve(entry, protocol, t, loaded) for t in tasks}
+        chosen = {t: resolve(entry, protocol, t, loaded) for t in tasks}
         names = dict.fromkeys(type(s).__name__ for s in chosen.values())
         name = " / ".join(names)
         if entry == "auto":
@@ -111,7 +114,7 @@ def _parse(entry: str | Solver[Any], samples: int) -> tuple[str | Solver[Any], i
     return name, int(count) if count else 1 if name == "auto" else samples
 
 
-def _resolve(entry: str | Solver[Any], protocol: Protocol, task: str, prior: Prior) -> Solver[Any]:
+def resolve(entry: str | Solver[Any], protocol: Protocol, task: str, prior: Prior) -> Solver[Any]:
     if entry != "auto":
         return make_solver(entry)
     return choose_solver(
@@ -129,8 +132,12 @@ def degraded(protocol: Protocol, task: str) -> Figures:
         y = protocol.likelihood(task, photo).y
         if y.shape[-1] != protocol.size:
             y = F.interpolate(y, size=(protocol.size, protocol.size), mode="bicubic")
+        elif task == "HDR":
+            y = y / HDR_GAIN
         elif "inpaint" in task:
-            y = protocol.operator(task).adjoint(y)
+            operator = protocol.operator(task)
+            assert isinstance(operator, LinearOperator)
+            y = operator.adjoint(y)
         figures.append({**protocol.score(task, photo, y), "nfe": 0, "seconds": 0.0})
     return figures
 
