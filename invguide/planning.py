@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from invguide.api import prepare
-from invguide.bench.memory import peak_memory
 from invguide.data_size import measuring_calls
 from invguide.devices import chunk_size, out_of_memory
 from invguide.driver import lay_out
+from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.problem import Counters, Problem
 from invguide.rng import Noise

@@ -14,7 +14,6 @@ from PIL import Image
 import invguide as ig
 from invguide import bench, driver
 from invguide.bench import against_deepinv, angles, restoration
-from invguide.bench.memory import peak_memory
 from invguide.bench.noise_levels import noisy
 from invguide.bench.protocol import TASKS, Cells, Protocol
 from invguide.bench.tv import gradient, gradient_adjoint, lengths, objective, restore_tv
@@ -22,6 +21,7 @@ from invguide.bench.uncertainty import expected_coverage
 from invguide.errors import InputError
 from invguide.forward_operator import inner
 from invguide.likelihood import Likelihood
+from invguide.memory import peak_memory
 from invguide.noise import Poisson
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.solvers import DPS, EKI, EnsembleTwisted, SymplecticAdjoint

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from invguide import driver, lbfgs
 from invguide.api import load_prior
-from invguide.bench.memory import peak_memory
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
+from invguide.memory import peak_memory
 from invguide.noise import Poisson
 from invguide.operators import Identity
 from invguide.prior import Prior

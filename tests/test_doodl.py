@@ -15,9 +15,9 @@ from torch import Tensor
 
 from invguide import driver, edict
 from invguide.api import load_prior
-from invguide.bench.memory import peak_memory
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
+from invguide.memory import peak_memory
 from invguide.operators import Identity
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import invguide as ig
 from invguide import adjoint, edict
-from invguide.bench.memory import peak_memory
 from invguide.edict import Pair, invert, rollout, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
+from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
 from invguide.problem import Problem

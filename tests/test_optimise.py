@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.bench.memory import peak_memory
 from invguide.errors import InputError
+from invguide.memory import peak_memory
 from invguide.operators import GaussianBlur
 from invguide.prior import Prior
 from invguide.priors import NetworkPrior, from_network, recompute

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import invguide as ig
 from invguide import driver, planning
-from invguide.bench.memory import peak_memory
 from invguide.cli import app
 from invguide.data_size import measuring_calls
 from invguide.demo import PHOTO
 from invguide.errors import CompatibilityError, InputError
+from invguide.memory import peak_memory
 from invguide.operators import GaussianBlur
 from invguide.planning import plan_run
 from invguide.prior import Prior, per_sample

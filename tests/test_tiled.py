@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.bench.memory import peak_memory
 from invguide.errors import InputError, ShapeError
 from invguide.identity import describe_prior
+from invguide.memory import peak_memory
 from invguide.operators import GaussianBlur
 from invguide.prior import Prior, per_sample
 from invguide.priors import Gaussian, Padded, Tiled, from_network

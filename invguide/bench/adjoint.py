@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from invguide.adjoint import rollout_gradient
 from invguide.api import load_prior
-from invguide.bench.memory import peak_memory
 from invguide.bench.overhead import timed
 from invguide.devices import resolve_device
 from invguide.errors import InputError, suggest
+from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.priors import from_network
 from invguide.priors.unet import UNet

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from invguide.api import load_prior
-from invguide.bench.memory import peak_memory
 from invguide.bench.overhead import timed
 from invguide.devices import out_of_memory, resolve_device
 from invguide.errors import InputError
+from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.priors import from_network
 from invguide.priors.adm import ADM, Architecture
