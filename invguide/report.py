@@ -89,7 +89,7 @@ def write_pictures(
             written.append(write_picture(place / "mean", mean, kind))
             view.uncertainty_figure().save(place / "std.png")
             written.append(place / "std.png")
-        view.panel().save(place / "panel.png", optimize=True)
+        view.panel().save(place / "panel.png")
         written.append(place / "panel.png")
     return written
 
