@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -56,3 +57,10 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(text in str(error) for text in ("not enough memory", "can't allocate memory"))
     )
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, when all that a device was told to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

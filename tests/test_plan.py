@@ -21,6 +21,7 @@ from invguide.memory import peak_memory
 from invguide.operators import GaussianBlur
 from invguide.planning import plan_run
 from invguide.prior import Prior, per_sample
+from invguide.priors import Tiled, tiled
 from invguide.reward import as_reward
 from invguide.solvers import DPS, HQS, SCG, EnKG
 
@@ -95,9 +96,42 @@ def test_time_is_that_of_the_rounds(
 ) -> None:
     # init takes 2 seconds; a step of the first half 3, of the second 4, the last 1
     clock = iter([10.0, 12.0, 20.0, 23.0, 30.0, 34.0, 40.0, 41.0])
-    monkeypatch.setattr(planning, "_now", lambda _: next(clock))
+    monkeypatch.setattr(planning, "now", lambda _: next(clock))
     planned = plan_run(DPS(num_steps=4), problem(), 5, batch_size=2, device=devices)
     assert planned.seconds == rounds * (2 + 1.5 * 3 + 1.5 * 4 + 1)
+
+
+def test_a_few_tiles_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = [0.0], []
+
+    class Slow(
+        Small
+    ):  # three seconds a call, whatever it is called for, and three more for its gradient
+        shape = (1, None, None)
+
+        def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+            clock[0] += 3.0
+            seen.append(tuple(x.shape))
+            if x.requires_grad:
+                x.register_hook(lambda g: clock.__setitem__(0, clock[0] + 3.0))
+            return super().denoise(x, sigma)
+
+    for module in (planning, tiled):
+        monkeypatch.setattr(module, "now", lambda _: clock[0])
+    prior = Tiled(Slow(), tile=8, overlap=2)
+    y = torch.randn(1, 1, 62, 32, generator=torch.Generator().manual_seed(0))
+    measured = ig.Problem(prior, ig.Likelihood(GaussianBlur(sigma=1.0), y, 0.2))
+    tiles = 10 * 5
+    for solver, per_step in ((HQS(num_steps=6), 3), (DPS(num_steps=6), 3 + 3 + 3)):
+        seen.clear()
+        planned = plan_run(solver, measured, 1, device="cpu")
+        assert len(seen) <= 4 * 4 * 2  # of four steps, each a few tiles, forwards and backwards
+        assert planned.seconds == pytest.approx(6 * tiles * per_step)
+        assert set(seen) == {(1, 1, 8, 8)}
+    # Afterwards all of them are gone through again.
+    seen.clear()
+    prior.denoise(y, 0.5)
+    assert len(seen) == tiles
 
 
 def test_short_memory_is_met_as_by_the_driver() -> None:

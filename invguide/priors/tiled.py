@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from invguide.devices import now
 from invguide.errors import InputError
 from invguide.prior import Prior
 from invguide.priors.network import NetworkPrior
@@ -71,6 +73,22 @@ class Tiled(WrappedPrior):
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
         self.batch_size = batch_size
+        self._trial: Trial | None = None
+
+    @contextmanager
+    def trial(self, batches: int = 4) -> Iterator[Trial]:
+        """Inside, go through so many batches of tiles, spread over the image, where there are more of them.
+
+        For `invguide.plan`: what it costs to go through all is known from a few. D is 0 in the others.
+
+        Yields:
+            What the batches that were left out would have taken.
+        """
+        self._trial = Trial(batches)
+        try:
+            yield self._trial
+        finally:
+            self._trial = None
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         self._check(x)
@@ -101,7 +119,8 @@ class Tiled(WrappedPrior):
         images = image_conditions(condition, x)
         places = [(row, cut) for row in range(len(x)) for cut in product(*axes)]
         count = self.batch_size or (1 if x.device.type == "cpu" else TILES_ON_GPU)
-        for start in range(0, len(places), count):
+        starts: Iterable[int] = range(0, len(places), count)
+        for start in starts if self._trial is None else self._trial.spread(starts, x.device):
             chosen = places[start : start + count]
             at = [(row, ..., *(c.part for c in cut)) for row, cut in chosen]
             rows = torch.tensor([row for row, _ in chosen], device=x.device)
@@ -116,6 +135,25 @@ class Tiled(WrappedPrior):
         """The smallest tile that covers an axis with as few tiles."""
         count = _count(size, tile, self.overlap)
         return round_up(math.ceil((size + (count - 1) * self.overlap) / count), self.multiple)
+
+
+class Trial:
+    """A few batches in place of all.
+
+    Attributes:
+        seconds: That those left out would have taken, by the time of the others.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def spread(self, starts: Sequence[int], device: torch.device) -> Iterator[int]:
+        """Yield some of the starts, and time what is done with them."""
+        count = min(self.batches, len(starts))
+        begin = now(device)
+        for i in range(count):
+            yield starts[i * len(starts) // count]
+        self.seconds += (now(device) - begin) * (len(starts) - count) / count
 
 
 class Batch(NamedTuple):
