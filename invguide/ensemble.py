@@ -8,7 +8,7 @@ unless it is smaller than the ensemble; localisation works on blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -25,15 +25,19 @@ Gain = Callable[[Tensor, Tensor, float], Tensor]
 BLOCK = 2**22  # entries of the localised covariance held at a time
 
 
+def roll_out_levels(problem: Problem, sigma: float, num_steps: int) -> Sequence[float]:
+    """Levels of a roll-out from level sigma to a clean signal, num_steps steps."""
+    low = problem.prior.sigma_min
+    return level_list("karras", num_steps, low, max(sigma, low))
+
+
 def roll_out(
-    problem: Problem, x: Tensor, sigma: float, num_steps: int, second_order: bool = False
+    problem: Problem, x: Tensor, levels: Sequence[float], second_order: bool = False
 ) -> Tensor:
-    """Clean signals that the probability flow leads to from x at level sigma, in num_steps steps.
+    """Clean signals that the probability flow leads to from x at the first of the levels, through all of them.
 
     Euler's method, one network call a step, or Heun's, two but for the last step.
     """
-    low = problem.prior.sigma_min
-    levels = level_list("karras", num_steps, low, max(sigma, low))
     for a, b in pairwise(levels):
         denoised = problem.denoise(x, a)
         if second_order:

@@ -231,9 +231,13 @@ class Problem:
 
     def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
         """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
-        named = schedule if isinstance(schedule, str) else tuple(schedule)
-        sigmas = level_list(named, num_steps, self.prior.sigma_min, self.prior.sigma_max)
+        sigmas = self.all_levels(schedule, num_steps)
         return sigmas[k], sigmas[k + 1]
+
+    def all_levels(self, schedule: Schedule, num_steps: int) -> tuple[float, ...]:
+        """Return the num_steps + 1 noise levels of a schedule that spans the prior's range, ending at 0."""
+        named = schedule if isinstance(schedule, str) else tuple(schedule)
+        return level_list(named, num_steps, self.prior.sigma_min, self.prior.sigma_max)
 
     # ---- the target, in normalised units
 

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out
+from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, roll_out_levels
 from invguide.errors import InputError, suggest
 from invguide.problem import Problem
 from invguide.rng import Noise
@@ -84,7 +84,8 @@ class EKI(Solver[EKIState]):
 
     def init(self, problem: Problem, noise: Noise) -> EKIState:
         sigma = problem.prior.sigma_max
-        x0 = roll_out(problem, sigma * noise("init"), sigma, self.prior_steps, second_order=True)
+        levels = roll_out_levels(problem, sigma, self.prior_steps)
+        x0 = roll_out(problem, sigma * noise("init"), levels, second_order=True)
         return EKIState(x0, torch.zeros_like(x0.flatten(1)[:, 0]))
 
     def step(

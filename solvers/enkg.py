@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -9,7 +10,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, survivors
+from invguide.ensemble import (
+    correct,
+    kalman_gain,
+    normalised_gain,
+    roll_out,
+    roll_out_levels,
+    survivors,
+)
 from invguide.errors import InputError, suggest
 from invguide.particles import flattened, replaced, shared
 from invguide.problem import Problem
@@ -40,8 +48,8 @@ class EnKG(Solver[EnKGState]):
     Algorithm:
         x_j <- Euler step of the probability flow from a to b, for every member j; before it, inside the window and
         num_updates times:
-            r_j = (y - A(Phi_a(x_j))) / sigma_y,  Phi_a the flow from a to a clean signal in n Euler steps,
-                  n = min(1 + (num_steps - k) // rollout_divisor, rollout_max)
+            r_j = (y - A(Phi_a(x_j))) / sigma_y,  Phi_a the flow from a to a clean signal: the Euler steps to come, or
+                  n = min(1 + (num_steps - k) // rollout_divisor, rollout_max) longer ones
             kalman:      resample by exp(-w (|r_j|^2 - |e_j|^2) / 2), e_j the residual that the last update promised;
                          x_j <- x_j - C_xr (C_rr + I / w)^-1 (r_j + n_j / sqrt(w)),  and e_j from r_j likewise;
                          the w of all updates add up to guidance_scale
@@ -54,9 +62,10 @@ class EnKG(Solver[EnKGState]):
 
     Differences:
         "kalman" (default) takes the implicit step with the noise of y in it, adds perturbations n_j (Burgers, van
-        Leeuwen, Evensen 1998) and shares one likelihood among all updates. Phi_a leads to the same clean signal from
-        every level, so that these are the steps of a tempered ensemble Kalman inversion; perturb=False leaves n_j
-        out, as the paper does. "normalized" is the released step, which knows no noise level; released settings are
+        Leeuwen, Evensen 1998) and shares one likelihood among all updates. Phi_a takes the steps that the run itself
+        will take, so that it leads to the same clean signal from every level, and these are the steps of a tempered
+        ensemble Kalman inversion; with fewer and longer ones, as released, members miss y by their error, which is
+        many sigma_y where that is small. perturb=False leaves n_j out, as the paper does. "normalized" is the released step, which knows no noise level; released settings are
         guidance_scale=2, num_steps=80, num_updates=2, window=(0.05, 0.95), rollout_divisor=4; in InverseBench
         window=(0, 1), rollout_divisor=8. Its decay has a floor relative to guidance_scale here, absolute there.
         The resampling is ours: an update moves members as if A(Phi_a) were linear, and where it is not, a member that
@@ -79,7 +88,7 @@ class EnKG(Solver[EnKGState]):
         target="likelihood", gradient=False, residuals=True, ensemble=True
     )
 
-    num_steps: int = 50
+    num_steps: int = 30
     ensemble_size: int = 128
     guidance_scale: float = 1.0
     correction: str = "kalman"
@@ -88,8 +97,8 @@ class EnKG(Solver[EnKGState]):
     window: tuple[float, float] = (0.05, 0.7)
     decay: float = 1.0
     ess_threshold: float = 0.9
-    rollout_divisor: int = 3
-    rollout_max: int = 20
+    rollout_divisor: int | None = None
+    rollout_max: int | None = None
     localised: bool = False
     inflation: float = 1.0
     schedule: Schedule = "karras"
@@ -103,7 +112,7 @@ class EnKG(Solver[EnKGState]):
             raise InputError(
                 f"unknown EnKG correction {self.correction!r}; {suggest(self.correction, CORRECTIONS)}"
             )
-        if min(self.num_updates, self.rollout_divisor, self.rollout_max) < 1:
+        if min(self.num_updates, self.rollout_divisor or 1, self.rollout_max or 1) < 1:
             raise InputError(
                 f"num_updates={self.num_updates}, rollout_divisor={self.rollout_divisor}, "
                 f"rollout_max={self.rollout_max}; expected at least 1 each"
@@ -135,7 +144,7 @@ class EnKG(Solver[EnKGState]):
         chi2 = torch.full_like(expected, float("nan"))
         if self.guided(k) and self.guidance_scale > 0:
             for update in range(self.num_updates):
-                x, residuals, expected = self._update(problem, x, expected, a, k, update, noise)
+                x, residuals, expected = self._update(problem, x, expected, k, update, noise)
                 chi2 = residuals.square().mean(1)
         denoised = problem.denoise(x, a)
         return EnKGState(euler(x, denoised, a, b), denoised, expected), EnKGInfo(a, chi2)
@@ -145,13 +154,12 @@ class EnKG(Solver[EnKGState]):
         problem: Problem,
         x: Tensor,
         expected: Tensor,
-        a: float,
         k: int,
         update: int,
         noise: Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the members after one update, the residuals before it, and those that it promises, squared."""
-        residuals = problem.whitened(roll_out(problem, x, a, self.rollout_steps(k)))
+        residuals = problem.whitened(roll_out(problem, x, self.rollout_levels(problem, k)))
         survivors(residuals, x)  # too few are an error here, and not one of their weights
         weighs, strength = self._weighs(residuals), self.strength(k)
         if weighs:
@@ -188,9 +196,16 @@ class EnKG(Solver[EnKGState]):
         """Whether step k is corrected; never the first one, as released."""
         return self.window[0] * self.num_steps < k < self.window[1] * self.num_steps
 
-    def rollout_steps(self, k: int) -> int:
-        """Network calls of one roll-out at step k."""
-        return min(1 + (self.num_steps - k) // self.rollout_divisor, self.rollout_max)
+    def rollout_levels(self, problem: Problem, k: int) -> Sequence[float]:
+        """Levels of a roll-out at step k: those that the run itself has still to go through, or fewer."""
+        whole = problem.all_levels(self.schedule, self.num_steps)[k:]
+        if self.rollout_divisor is None:
+            steps = len(whole) - 1
+        else:
+            steps = 1 + (self.num_steps - k) // self.rollout_divisor
+        steps = min(steps, self.rollout_max or steps)
+        own = self.rollout_divisor is None and steps == len(whole) - 1
+        return whole if own else roll_out_levels(problem, whole[0], steps)
 
     def strength(self, k: int) -> float:
         """Size of one update of step k where it is normalised, else the weight that it gives to the measurement."""

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide import ensemble, particles
+from invguide import ensemble, particles, solve
 from invguide.blackbox import BlackBox
 from invguide.driver import run
 from invguide.errors import CompatibilityError, DivergenceError, InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
+from invguide.priors import Gaussian
 from invguide.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
@@ -207,6 +208,52 @@ def test_kalman_is_exact_for_a_gaussian(small: Target) -> None:
     assert (ratio - 1).abs().max() < 0.1
 
 
+def _three_numbers_of_six_unknowns(solver: EnKG, sigma_y: float, dtype: torch.dtype):
+    """chi2, errors in posterior deviations of the mean, and least and largest ratio of deviations."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    truth, noise = (torch.randn(1, n, generator=generator, dtype=torch.float64) for n in (6, 3))
+    y = truth @ matrix.mT + sigma_y * noise
+    precision = torch.eye(6).double() + matrix.mT @ matrix / sigma_y**2
+    mean = torch.linalg.solve(precision, matrix.mT @ y[0]) / sigma_y**2
+    box = BlackBox(lambda x: x @ matrix.numpy().T)
+    prior = Gaussian(torch.zeros(6).double(), torch.eye(6).double())
+    found = solve(
+        y,
+        box,
+        prior,
+        sigma_y=sigma_y,
+        shape=(6,),
+        solver=solver,
+        seed=0,
+        dtype=dtype,
+        progress=False,
+    )
+    samples = found.samples[0].double()
+    root = torch.linalg.cholesky(precision)
+    spread = torch.linalg.eigvalsh(root.mT @ torch.cov(samples.mT) @ root).sqrt()
+    chi2 = ((y - samples @ matrix.mT) / sigma_y).square().mean()
+    return float(chi2), (root.mT @ (samples.mean(0) - mean)).abs(), spread
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sigma_y", [0.1, 0.03, 0.01, 0.003, 0.001])
+def test_any_noise_of_a_small_exact_problem(sigma_y: float, dtype: torch.dtype) -> None:
+    """128 members: deviations of a sampled covariance lie within 1 +- sqrt(6 / 128), and as much again for the
+    covariances that the gains took; the mean within 4 / sqrt(128), likewise doubled; chi2 near that of the noise."""
+    chi2, errors, spread = _three_numbers_of_six_unknowns(EnKG(), sigma_y, dtype)
+    assert 0.7 < chi2 < 1.4
+    assert errors.max() < 8 / 128**0.5
+    assert spread.min() > 1 - 2 * (6 / 128) ** 0.5
+    assert spread.max() < 1 + 2 * (6 / 128) ** 0.5
+
+
+def test_planted_rough_roll_outs_are_caught() -> None:
+    """Promises of longer steps than the run takes are not kept: the misfit grows as 1 / sigma_y."""
+    rough = EnKG(num_steps=50, rollout_divisor=3, rollout_max=20)
+    assert _three_numbers_of_six_unknowns(rough, 0.01, torch.float64)[0] > 10
+
+
 def test_golden_numbers_of_two_coordinates(small: Target) -> None:
     """Released step of size 0.1: errors (0.09, 0.23), ratios (0.02, 0.76); they scatter by 0.05 between seeds."""
     solver = replace(RELEASED, guidance_scale=0.1, num_updates=1, ensemble_size=200)
@@ -334,8 +381,8 @@ class WrongSign(EnKG):
 class NextLevel(EnKG):
     """Off by one: the roll-out starts at the level that the step leads to."""
 
-    def _update(self, problem, x, expected, a, *rest):
-        return super()._update(problem, x, expected, 1.0, *rest)
+    def rollout_levels(self, problem, k):
+        return super().rollout_levels(problem, k + 1)
 
 
 class WholeWeight(EnKG):

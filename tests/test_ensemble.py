@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from invguide import ensemble
-from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, significance
+from invguide.ensemble import (
+    correct,
+    kalman_gain,
+    normalised_gain,
+    roll_out,
+    roll_out_levels,
+    significance,
+)
 from invguide.errors import DivergenceError
 from invguide.verify.targets import gaussian_2d
 
@@ -173,7 +180,7 @@ def test_a_roll_out_is_the_probability_flow(second_order: bool, tolerance: float
     flow = vectors @ torch.diag((values / (values + 4)).sqrt()) @ vectors.mT
     x = torch.tensor([[3.0, -2.0], [0.0, 1.0]], dtype=torch.float64)
     exact = mean + (x - mean) @ flow
-    ours = roll_out(problem, x, 2.0, 100, second_order)
+    ours = roll_out(problem, x, roll_out_levels(problem, 2.0, 100), second_order)
     assert (ours - exact).abs().max() < tolerance
     assert problem.counters.network == 2 * (199 if second_order else 100)
-    assert torch.allclose(roll_out(problem, x, 2.0, 1), problem.denoise(x, 2.0))
+    assert torch.allclose(roll_out(problem, x, [2.0, 0.0]), problem.denoise(x, 2.0))
