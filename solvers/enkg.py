@@ -65,9 +65,10 @@ class EnKG(Solver[EnKGState]):
         Leeuwen, Evensen 1998) and shares one likelihood among all updates. Phi_a takes the steps that the run itself
         will take, so that it leads to the same clean signal from every level, and these are the steps of a tempered
         ensemble Kalman inversion; with fewer and longer ones, as released, members miss y by their error, which is
-        many sigma_y where that is small. perturb=False leaves n_j out, as the paper does. "normalized" is the released step, which knows no noise level; released settings are
-        guidance_scale=2, num_steps=80, num_updates=2, window=(0.05, 0.95), rollout_divisor=4; in InverseBench
-        window=(0, 1), rollout_divisor=8. Its decay has a floor relative to guidance_scale here, absolute there.
+        many sigma_y where that is small. perturb=False leaves n_j out, as the paper does. "normalized" is the released
+        step, which knows no noise level; released settings are guidance_scale=2, num_steps=80, num_updates=2,
+        window=(0.05, 0.95), rollout_divisor=4; in InverseBench window=(0, 1), rollout_divisor=8. Its decay has a
+        floor relative to guidance_scale here, absolute there.
         The resampling is ours: an update moves members as if A(Phi_a) were linear, and where it is not, a member that
         cannot explain y slides back to where it was. The ratio of the true to the linearised likelihood tells them
         apart; it is one for any ensemble under a linear map. Weights are flattened to an effective size of
