@@ -148,6 +148,10 @@ class FunctionOperator(Operator):
     def extra_repr(self) -> str:
         return self._name
 
+    def identity_parts(self) -> Any:
+        """What decides the results, for checkpoints; not what the first call finds out."""
+        return {"function": self.function}
+
 
 class LinearFunctionOperator(FunctionOperator, LinearOperator):
     """A linear callable with its adjoint, or with the one that automatic differentiation gives."""
@@ -177,6 +181,9 @@ class LinearFunctionOperator(FunctionOperator, LinearOperator):
             x = y.real.new_zeros((len(y), *self.shape), requires_grad=True)
             (gradient,) = torch.autograd.grad(self.function(x), x, y, create_graph=y.requires_grad)
         return gradient
+
+    def identity_parts(self) -> Any:
+        return {"function": self.function, "adjoint": self.adjoint_function}
 
 
 def _to_array(x: Tensor) -> Any:

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.checkpoint import load_checkpoint, save_checkpoint
+from invguide.checkpoint import save_checkpoint
 from invguide.data_size import SharedSize
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
-from invguide.identity import run_identity, versions
+from invguide.identity import Identity, check_trust, run_identity, versions
 from invguide.inspection import Inspector
 from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
+from invguide.run_file import only_run, sweep
+from invguide.run_state import Chunk, Progress, restored
 from invguide.solver import Solver, check_compatible, sample_count
 from invguide.threads import warn_if_spinning
 
@@ -37,31 +40,6 @@ class StepReport(NamedTuple):
     rows: tuple[tuple[int, int], ...]
     info: NamedTuple
     estimate: Callable[[], Tensor]
-
-
-@dataclass
-class _Chunk:
-    """Samples that advance together, and where they are."""
-
-    rows: list[tuple[int, int]]
-    step: int = 0
-    state: Any = None
-
-
-@dataclass
-class _Progress:
-    """Everything that a checkpoint must hold."""
-
-    samples: Tensor
-    chi2: Tensor
-    log_prob: Tensor
-    log_weights: Tensor
-    status: dict[tuple[int, int], str] = field(default_factory=dict)
-    warnings: dict[tuple[int, int], str] = field(default_factory=dict)
-    chunks: list[_Chunk] = field(default_factory=list)  # on their way, one for each device
-    data_size: float | None = None  # of clean signals, where it was measured
-    seconds: float = 0.0
-    counters: list[int] = field(default_factory=lambda: [0, 0, 0])
 
 
 def run(
@@ -77,6 +55,7 @@ def run(
     callbacks: Sequence[Callable[[StepReport], None]] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
+    trust: Sequence[str] = (),
     on_nonfinite: str = "raise",
 ) -> Result:
     """Draw num_samples samples for every measurement of the problem.
@@ -94,8 +73,12 @@ def run(
         dtype: Type of the state; by default the prior's, but at least float32.
         progress: Show a progress bar once the run has taken two seconds.
         callbacks: Called with a StepReport after every step.
-        checkpoint: File to write and, where it exists, to resume from.
+        checkpoint: File to write and, where it exists, to resume from. It goes on only with the same problem: solver,
+            prior, operator, noise, reward, y, condition, whatever code and values they are made of. While the run
+            lasts, no other run can use it.
         checkpoint_every: Steps between two writes.
+        trust: Of these parts, those that you know to be the same although they look otherwise, or cannot be read
+            (`manifest["cannot_be_told_apart"]`): the checkpoint goes on with them.
         on_nonfinite: "raise" stops at the first sample that diverges; "drop" goes on with the others.
 
     Returns:
@@ -106,7 +89,8 @@ def run(
         DivergenceError: A sample became non-finite or left the data by orders of magnitude, or ends too large for a
             clean signal and as a worse answer than none (`invguide.divergence`). Samples that are merely odd are
             returned, with a line in `Result.warnings`.
-        CheckpointError: The checkpoint is damaged or belongs to other settings.
+        CheckpointError: The checkpoint is damaged, belongs to other settings or is in use; or it cannot be written,
+            which is tried before the first network call.
     """
     if on_nonfinite not in ("raise", "drop"):
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; expected 'raise' or 'drop'")
@@ -117,45 +101,58 @@ def run(
     )
     if devices[0].type == "cpu":
         warn_if_spinning()
-    path = None if checkpoint is None else Path(checkpoint)
+    trusted = check_trust(trust)
+    path = None if checkpoint is None else Path(checkpoint).expanduser().resolve()
     identity = run_identity(solver, problem, num_samples, seed, dtype)
-    saved = _restore(path, identity, solver) if path is not None and path.exists() else None
-    if path is not None:
-        for operator in problem.operators():
-            operator.keep(path.with_name(f"{path.name}.calls"))
-    progress_state = saved or _Progress(
-        samples=torch.full(
-            (problem.num_measurements, num_samples, *problem.data_shape), float("nan"), dtype=dtype
-        ),
-        chi2=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
-        log_prob=torch.full((problem.num_measurements, num_samples), float("nan"), dtype=dtype),
-        log_weights=torch.zeros(problem.num_measurements, num_samples, dtype=dtype),
-    )
+    size = (problem.num_measurements, num_samples, problem.data_shape, dtype)
+    state = Progress.blank(*size)
     total = len(rows) * solver.num_steps
-    with progress_bar(total, type(solver).__name__, progress) as bar:
-        bar.update(len(progress_state.status) * solver.num_steps)
-        problem.size.value = problem.size.value or progress_state.data_size
-        shared = _Shared(
-            progress_state, rows, path, checkpoint_every, identity, bar, callbacks, problem.size
-        )
-        loops = [
-            _Loop(
-                solver,
-                problem if i == 0 else problem.replica(where, dtype),
-                shared,
-                seed,
-                where,
-                dtype,
-                on_nonfinite,
-                chunk_size(batch_size, problem.data_shape, where),
-                len(devices),
-                batch_size == "auto",
+    with nullcontext() if path is None else only_run(path):
+        if path is not None:
+            state = _begin(path, identity, state, solver, trusted)
+            for operator in problem.operators():
+                operator.keep(path.with_name(f"{path.name}.calls"))
+        with progress_bar(total, type(solver).__name__, progress) as bar:
+            bar.update(len(state.status) * solver.num_steps)
+            problem.size.value = problem.size.value or state.data_size
+            shared = _Shared(
+                state, rows, path, checkpoint_every, identity, bar, callbacks, problem.size
             )
-            for i, where in enumerate(devices)
-        ]
-        interrupted = _run_all(loops, shared)
+            loops = [
+                _Loop(
+                    solver,
+                    problem if i == 0 else problem.replica(where, dtype),
+                    shared,
+                    seed,
+                    where,
+                    dtype,
+                    on_nonfinite,
+                    chunk_size(batch_size, problem.data_shape, where),
+                    len(devices),
+                    batch_size == "auto",
+                )
+                for i, where in enumerate(devices)
+            ]
+            interrupted = _run_all(loops, shared)
     shared.stop_clock()
     return loops[0].result(identity, num_samples, interrupted, [str(d) for d in devices])
+
+
+def _begin(
+    path: Path, identity: Identity, blank: Progress, solver: Solver[Any], trust: frozenset[str]
+) -> Progress:
+    """How far the run is: nowhere, or where its checkpoint ends. See that there can be one, before all else."""
+    sweep(path)
+    state = restored(path, identity, blank, solver, trust) if path.exists() else blank
+    save_checkpoint(path, identity, state.content(), trial=True)
+    unknown = {name: parts for name, parts in identity.unknown.items() if name not in trust}
+    if unknown:
+        text = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in unknown.items())
+        warnings.warn(
+            f"parts of this run cannot be read, so that nobody can tell whether a later one is the same ({text}); to "
+            f"go on from its checkpoint will take trust={sorted(unknown)}"
+        )
+    return state
 
 
 class Layout(NamedTuple):
@@ -215,11 +212,11 @@ def _run_all(loops: list[_Loop], shared: _Shared) -> bool:
 class _Shared:
     """What the loops of all devices have in common; whoever changes it holds the lock."""
 
-    progress: _Progress
+    progress: Progress
     rows: list[tuple[int, int]]
     path: Path | None
     checkpoint_every: int
-    identity: dict[str, str]
+    identity: Identity
     bar: Any
     callbacks: Sequence[Callable[[StepReport], None]]
     size: SharedSize
@@ -236,14 +233,14 @@ class _Shared:
         )
         self.counters.append(Counters(*self.progress.counters))
 
-    def next_chunk(self, size: int) -> _Chunk | None:
+    def next_chunk(self, size: int) -> Chunk | None:
         """Take what was begun before an interruption, or else up to `size` samples; None where none are left."""
         with self.lock:
             if self.resumed:
                 return self.resumed.popleft()
             if not self.pending:
                 return None
-            chunk = _Chunk([self.pending.popleft() for _ in range(min(size, len(self.pending)))])
+            chunk = Chunk([self.pending.popleft() for _ in range(min(size, len(self.pending)))])
             self.progress.chunks.append(chunk)
             return chunk
 
@@ -260,28 +257,8 @@ class _Shared:
             self.stop_clock()
             if self.path is None:
                 return
-            p = self.progress
-            content: dict[str, Any] = {
-                "samples": p.samples,
-                "chi2": p.chi2,
-                "log_prob": p.log_prob,
-                "log_weights": p.log_weights,
-                "status": [[b, s, text] for (b, s), text in p.status.items()],
-                "warnings": [[b, s, text] for (b, s), text in p.warnings.items()],
-                "data_size": self.size.value,  # not measured twice
-                "seconds": p.seconds,
-                "counters": p.counters,
-                "chunks": [
-                    {
-                        "rows": [list(r) for r in chunk.rows],
-                        "step": chunk.step,
-                        "state": {name: t.cpu() for name, t in chunk.state._asdict().items()},
-                    }
-                    for chunk in p.chunks
-                    if chunk.state is not None
-                ],
-            }
-            save_checkpoint(self.path, self.identity, content)
+            self.progress.data_size = self.size.value
+            save_checkpoint(self.path, self.identity, self.progress.content())
 
 
 @dataclass
@@ -318,7 +295,7 @@ class _Loop:
                     return
                 self.advance(chunk)
 
-    def advance(self, chunk: _Chunk) -> None:
+    def advance(self, chunk: Chunk) -> None:
         """Carry one chunk from where it is to the end, and store its samples."""
         solver, shared = self.solver, self.shared
         if chunk.state is not None:
@@ -351,7 +328,7 @@ class _Loop:
                 shared.save()
 
     def _attempt(
-        self, chunk: _Chunk, part: Problem, noise: Noise, k: int
+        self, chunk: Chunk, part: Problem, noise: Noise, k: int
     ) -> tuple[Any, Any] | None:
         """Return the state after step k (-1: the first state) and its info; None where memory was short."""
         counters = replace(self.problem.counters)
@@ -367,7 +344,7 @@ class _Loop:
         self.problem.counters.restore(counters)  # calls that count are those that led somewhere
         return None
 
-    def _halve(self, chunk: _Chunk) -> tuple[Problem, Noise]:
+    def _halve(self, chunk: Chunk) -> tuple[Problem, Noise]:
         """Go on with half of the batch; what is left of a chunk starts over later, with the same random numbers."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -383,7 +360,7 @@ class _Loop:
                     chunk.state = type(chunk.state)(*(t[:size] for t in chunk.state))
         return self._bind(chunk.rows)
 
-    def _report(self, chunk: _Chunk, k: int, info: Any) -> None:
+    def _report(self, chunk: Chunk, k: int, info: Any) -> None:
         solver, shared = self.solver, self.shared
         shared.bar.set_postfix_str(
             ", ".join(filter(None, (o.progress_text() for o in self.operators))), refresh=False
@@ -404,7 +381,7 @@ class _Loop:
         return self.problem.rows(index), noise
 
     def _drop(
-        self, chunk: _Chunk, k: int, part: Problem, noise: Noise, begun: Any
+        self, chunk: Chunk, k: int, part: Problem, noise: Noise, begun: Any
     ) -> tuple[Problem, Noise]:
         """Check the state after step k, which began at `begun`; raise, or take the lost samples out of the chunk."""
         lost = self.inspector.broken(chunk.state, k, chunk.rows, begun)
@@ -419,7 +396,7 @@ class _Loop:
         chunk.rows = [chunk.rows[i] for i in keep.tolist()]
         return self._bind(chunk.rows)
 
-    def _finish(self, chunk: _Chunk, part: Problem) -> None:
+    def _finish(self, chunk: Chunk, part: Problem) -> None:
         x0 = self.solver.estimate(chunk.state)
         log_prob, chi2 = part.evaluate(x0)
         log_weights = self.solver.log_weights(chunk.state)
@@ -437,7 +414,7 @@ class _Loop:
 
     def _keep(
         self,
-        chunk: _Chunk,
+        chunk: Chunk,
         part: Problem,
         x0: Tensor,
         log_prob: Tensor,
@@ -458,7 +435,7 @@ class _Loop:
 
     def result(
         self,
-        identity: dict[str, str],
+        identity: Identity,
         num_samples: int,
         interrupted: bool,
         devices: list[str],
@@ -471,7 +448,8 @@ class _Loop:
         ]
         count = max(1, len(p.status))
         manifest = {
-            **identity,
+            **identity.settings,
+            **({"cannot_be_told_apart": identity.unknown} if identity.unknown else {}),
             "settings": self.solver.settings,
             "point_estimate": self.solver.point_estimate,
             "num_samples": num_samples,
@@ -500,22 +478,3 @@ class _Loop:
             y,
             log_weights=p.log_weights,
         )
-
-
-def _restore(path: Path, identity: dict[str, str], solver: Solver[Any]) -> _Progress:
-    content = load_checkpoint(path, identity)
-    progress = _Progress(
-        samples=content["samples"],
-        chi2=content["chi2"],
-        log_prob=content["log_prob"],
-        log_weights=content["log_weights"],
-        status={(b, s): text for b, s, text in content["status"]},
-        warnings={(b, s): text for b, s, text in content.get("warnings", [])},
-        data_size=content.get("data_size"),
-        seconds=content["seconds"],
-        counters=content["counters"],
-    )
-    for chunk in content["chunks"]:
-        state = solver.state_type(**chunk["state"])
-        progress.chunks.append(_Chunk([(b, s) for b, s in chunk["rows"]], chunk["step"], state))
-    return progress

@@ -146,6 +146,10 @@ class FunctionReward(Reward):
         self.function(given)
         return not torch.equal(torch.as_tensor(given, device=x.device), x)
 
+    def identity_parts(self) -> Any:
+        """What decides the results, for checkpoints; not what the first call finds out, and no counts."""
+        return {"function": self.function, "differentiable": self.declared}
+
     def __repr__(self) -> str:
         return f"as_reward({getattr(self.function, '__name__', type(self.function).__name__)})"
 

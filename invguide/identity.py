@@ -7,16 +7,22 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from invguide.content_hash import Content, changed_parts, content_of
+from invguide.errors import InputError, suggest
 from invguide.prior import Prior
 from invguide.problem import Problem
-from invguide.reward import Reward, terms
 from invguide.solver import Solver
+
+# Parts that hold code or data of the user, which somebody may vouch for.
+FOLLOWED = ("solver", "prior", "condition", "operator", "noise", "y", "reward")
+SHOWN = 3  # changed parts that a message names
 
 
 @functools.cache
@@ -34,14 +40,13 @@ def versions() -> Mapping[str, str]:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """Short hash of dtypes, shapes and values; of a strided part of the values where a tensor is large."""
+    """Short hash of dtypes, shapes and values."""
     digest = hashlib.sha256()
     for tensor in tensors:
         flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
         flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-        stride = max(1, flat.numel() // 65536)
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        values = flat[::stride].cpu()
+        values = flat.cpu()
         values = (
             values.float() if values.is_floating_point() and values.element_size() < 4 else values
         )
@@ -49,50 +54,105 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Of a run.
+
+    Attributes:
+        settings: What must agree, in words; those of `FOLLOWED` end in a digest, which alone counts.
+        details: Digests of the parts of those, by which a message tells what has changed.
+        unknown: What of them cannot be told from others, as `Content.unknown`.
+    """
+
+    settings: dict[str, str]
+    details: dict[str, dict[str, str]] = field(default_factory=dict)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, name: str, description: str, content: Content) -> None:
+        """Add one of the parts that are followed."""
+        self.settings[name] = f"{description} {content.digest}"
+        self.details[name] = dict(content.parts)
+        if content.unknown:
+            self.unknown[name] = list(content.unknown)
+
+    def conflicts(self, saved: Identity, trust: Collection[str]) -> list[str]:
+        """What keeps a run from going on where the saved one stopped, in words; `trust` names parts vouched for."""
+        there, here, found = saved.settings, self.settings, []
+        for name in sorted({**there, **here}):
+            if name in trust:
+                continue
+            a, b = there.get(name), here.get(name)
+            followed = name in FOLLOWED and a is not None and b is not None
+            if (a.split()[-1:] != b.split()[-1:]) if followed else (a != b):
+                parts = changed_parts(saved.details.get(name, {}), self.details.get(name, {}))
+                parts = [part for part in parts if part][:SHOWN] if followed else []
+                changed = f" (changed: {', '.join(parts)})" if parts else ""
+                found.append(f"{name}: {_short(a)} there, {_short(b)} here{changed}")
+            elif name in self.unknown:
+                found.append(
+                    f"{name}: nobody can tell whether it is the same, its {', '.join(self.unknown[name])} cannot be "
+                    "read"
+                )
+        return found
+
+
+def check_trust(trust: Any) -> frozenset[str]:
+    """Return names of parts as a set, or raise InputError."""
+    names = (trust,) if isinstance(trust, str) else tuple(trust)
+    for name in names:
+        if name not in FOLLOWED:
+            raise InputError(f"trust names {name!r}; {suggest(str(name), FOLLOWED)}")
+    return frozenset(names)
+
+
+def _short(text: str | None) -> str:
+    return (
+        "none" if text is None else text if len(text) <= 120 else f"{text[:70]} ... {text[-40:]}"
+    )
+
+
 def describe_prior(prior: Prior) -> str:
-    """Return the kind, a fingerprint of the weights, the precision and the settings of a prior: all that decides D."""
-    weights = fingerprint(*(t for _, t in sorted(prior.state_dict(keep_vars=True).items())))
-    return f"{type(prior).__name__} {weights} {prior.precision} {prior.extra_repr()}".strip()
+    """Return the kind, the precision, the settings and a digest of a prior: all that decides D."""
+    return " ".join((_prior_words(prior), _prior_content(prior).digest))
+
+
+def _prior_words(prior: Prior) -> str:
+    return f"{type(prior).__name__} {prior.precision} {prior.extra_repr()}".strip()
+
+
+def _prior_content(prior: Prior) -> Content:
+    names = ("shape", "sigma_min", "sigma_max", "scale", "shift", "affine", "precision")
+    return content_of({"": prior, **{name: getattr(prior, name) for name in names}})
 
 
 def run_identity(
     solver: Solver[Any], problem: Problem, num_samples: int, seed: int, dtype: torch.dtype
-) -> dict[str, str]:
+) -> Identity:
     """What must agree for a checkpoint to be resumed."""
-    identity = {
-        "solver": json.dumps(solver.settings, sort_keys=True, default=str),
-        "num_samples": str(num_samples),
-        "seed": str(seed),
-        "shape": str(tuple(problem.shape)),
-        "dtype": str(dtype),
-        "prior": describe_prior(problem.prior),
-        "precision": problem.prior.precision,
-    }
+    identity = Identity(
+        {
+            "num_samples": str(num_samples),
+            "seed": str(seed),
+            "shape": str(tuple(problem.shape)),
+            "dtype": str(dtype),
+            "precision": problem.prior.precision,
+        }
+    )
+    settings = json.dumps(solver.settings, sort_keys=True, default=lambda v: type(v).__name__)
+    identity.note("solver", settings, content_of(solver))
+    identity.note("prior", _prior_words(problem.prior), _prior_content(problem.prior))
     if problem.condition:
-        identity["condition"] = fingerprint(
-            *(problem.condition[k] for k in sorted(problem.condition))
-        )
+        identity.note("condition", ", ".join(problem.condition), content_of(problem.condition))
     likelihood = problem.likelihood
     if likelihood is not None:
-        buffers = [t for _, t in sorted(likelihood.operator.state_dict().items())]
-        described = " ".join(repr(likelihood.operator).split())  # its numbers; tensors follow
-        identity["operator"] = f"{described} {fingerprint(*buffers)}"
-        sigma = getattr(likelihood.noise, "sigma_y", None)
-        identity["noise"] = type(likelihood.noise).__name__ + (
-            f" {fingerprint(sigma)}" if sigma is not None else ""
-        )
-        identity["y"] = fingerprint(likelihood.y)
+        y, law = likelihood.y, likelihood.noise
+        identity.note("operator", _words(likelihood.operator), content_of(likelihood.operator))
+        identity.note("noise", type(law).__name__, content_of(law))
+        identity.note("y", "x".join(map(str, y.shape)), content_of(y))
     if problem.reward is not None:
-        described = re.sub(r" at 0x[0-9a-f]+", "", repr(problem.reward))
-        identity["reward"] = f"{described} {fingerprint(*_tensors_of(problem.reward))}"
+        identity.note("reward", _words(problem.reward), content_of(problem.reward))
     return identity
 
 
-def _tensors_of(reward: Reward) -> Iterator[Tensor]:
-    """What a reward holds as its fields: tensors, and the weights of networks."""
-    for _, part in terms(reward):
-        for _, value in sorted(vars(part).items()):
-            if isinstance(value, nn.Module):
-                yield from (t for _, t in sorted(value.state_dict(keep_vars=True).items()))
-            elif isinstance(value, Tensor):
-                yield value
+def _words(thing: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))

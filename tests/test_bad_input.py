@@ -271,7 +271,10 @@ def test_interrupted_then_other_settings_then_truncated(
     checkpoint.write_bytes(data[: len(data) // 2])
     code, _, errors = run(folder, *arguments, "--resume")
     assert code == 2
-    assert "it is truncated or not a checkpoint of invguide: delete it to start over" in errors[-1]
+    assert (
+        "it is damaged, truncated or not a checkpoint of invguide: delete it to start over"
+        in errors[-1]
+    )
     checkpoint.write_bytes(data)
     assert run(folder, *arguments, "--resume")[0] == 0
     assert not checkpoint.exists()

@@ -28,7 +28,7 @@ import invguide as ig
 from invguide.blackbox import Ledger, Member
 from invguide.blackbox.cache import Cache
 from invguide.blackbox.command import FORMATS, read, write
-from invguide.blackbox.identity import identity
+from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, RunError, ShapeError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
@@ -617,7 +617,7 @@ def test_keep_is_for_boxes_without_a_cache(tmp_path: Path):
     assert not (tmp_path / "other").exists()
     unknown = (x for x in "abc")
     with pytest.raises(
-        InputError, match=r"holds a generator that cannot be pickled .* or use no cache"
+        InputError, match=r"cannot be read \(function.closure \w+: generator\); .* or use no cache"
     ):
         ig.BlackBox(lambda x: unknown, cache=tmp_path / "other")
     with pytest.warns(UserWarning, match="finished calls are not kept"):
@@ -691,7 +691,13 @@ def recursive(x):
 every = [named, lambda x: x + SCALE, functools.partial(named, 1), Model(np.full((2, 2), {weight})), net,
          lambda x: net(x).sum(), recursive, Model(torch.full((2,), 1j * {weight})).__call__]
 """
-PRINT = "\nfrom invguide.blackbox.identity import identity\nprint(*map(identity, every))"
+PRINT = (
+    "\nfrom invguide.content_hash import content_of\nprint(*(content_of(f).digest for f in every))"
+)
+
+
+def identity(function: Callable) -> str:
+    return content_of(function).digest
 
 
 def identities(**values: float) -> list[str]:
@@ -782,9 +788,9 @@ def test_command_finds_files_of_the_present_folder_and_its_variables(
     assert (again.returncode, again.stderr) == (3, "hello\n")
     # An edited script is another command to the cache.
     command = ig.Command(line % 0)
-    before = command.identity
+    before = content_of(command).digest
     Path("my script.sh").write_text("true")
-    assert command.identity != before
+    assert content_of(command).digest != before
 
 
 PICKLE = "import pickle, sys; pickle.dump([1.0], open(sys.argv[2], 'wb'))"

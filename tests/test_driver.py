@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 
 import invguide as ig
 from invguide import driver
+from invguide.checkpoint import DIGEST, FORMAT, MAGIC
 from invguide.errors import CheckpointError, CompatibilityError, DivergenceError, InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur, Identity
@@ -217,7 +219,8 @@ def test_truncated_checkpoint(tmp_path: Path) -> None:
 def test_checkpoint_holds_no_pickled_code(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     driver.run(REDDiff(num_steps=6), toy(), progress=False, checkpoint=path, checkpoint_every=2)
-    assert torch.load(path, weights_only=True)["format"] == 1
+    body = io.BytesIO(path.read_bytes()[len(MAGIC) + DIGEST :])
+    assert torch.load(body, weights_only=True)["format"] == FORMAT
 
 
 class Poisoned(Identity):

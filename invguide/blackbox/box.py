@@ -17,7 +17,6 @@ from invguide.blackbox.batch import Batch, Unit
 from invguide.blackbox.cache import Cache
 from invguide.blackbox.command import Command
 from invguide.blackbox.failures import report
-from invguide.blackbox.identity import identity
 from invguide.blackbox.ledger import WINDOW, Ledger, Member
 from invguide.blackbox.pool import evaluate
 from invguide.blackbox.workers import (
@@ -30,6 +29,7 @@ from invguide.blackbox.workers import (
     pack,
     workers_of,
 )
+from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, ShapeError
 from invguide.forward_operator import Operator
 from invguide.threads import shared_among
@@ -156,9 +156,17 @@ class BlackBox(Operator):
                 )
 
     def _identity(self) -> str:
-        function = self.function
-        what = function.identity if isinstance(function, Command) else identity(function)
-        return f"{what} {self.vectorised}"
+        content = content_of(self)
+        if content.unknown:
+            raise InputError(
+                f"nobody can tell {self.name} from other functions, because what it holds cannot be read "
+                f"({', '.join(content.unknown)}); make that inside the function, or use no cache"
+            )
+        return content.digest
+
+    def identity_parts(self) -> Any:
+        """What decides the results, for caches and checkpoints; not who computes them, or how often it is tried."""
+        return {"function": self.function, "vectorised": self.vectorised}
 
     def summary(self) -> dict[str, Any]:
         """Calls, failures, seconds and utilisation so far, ready for JSON."""

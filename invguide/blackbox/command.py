@@ -97,15 +97,14 @@ class Command:
     def environment(self) -> dict[str, str]:
         return {**os.environ, **(self.env or {})}
 
-    @property
-    def identity(self) -> str:
+    def identity_parts(self) -> Any:
         """Words, formats, variables, and the files among the words: an edited script is another command."""
         program = shutil.which(self.words[0], path=self.environment.get("PATH"))
         files = [
             _fingerprint(Path(w)) for w in (program, *self.words[1:]) if w and os.path.isfile(w)
         ]
         formats = (self.format, self.input_format or self.format)
-        return repr((self.words, formats, sorted((self.env or {}).items()), files))
+        return self.words, formats, sorted((self.env or {}).items()), files
 
     def check(self) -> None:
         """Raise InputError unless the program can be started here."""
