@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,11 +28,17 @@ _IN_USE: set[tuple[int, str]] = (
     set()
 )  # process and path: locks of the system are those of whole processes
 _GUARD = threading.Lock()
+OWN = re.compile(r"(.+?)(?:\.\d+-[0-9a-f]{12})+\.tmp")
 BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, lasting: bool = True) -> None:
     """Replace a file in one go: a reader sees the old one or the new one, and nothing is left behind on an error.
+
+    Args:
+        path: Of the file.
+        content: All of it.
+        lasting: Wait until it is on the disk, for a machine that loses its power.
 
     Raises:
         OSError: It cannot be written.
@@ -41,7 +48,8 @@ def write_whole(path: Path, content: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -66,17 +74,28 @@ def sweep(path: Path) -> None:
             left.unlink()
 
 
+def sweep_old(folder: Path, seconds: float) -> None:
+    """Remove what killed runs left in the folders below one, unless it is younger than this: it may be in use."""
+    end = time.time() - seconds
+    for left in folder.glob("*/*.tmp"):
+        with suppress(OSError):
+            if OWN.fullmatch(left.name) and left.stat().st_mtime <= end:
+                left.unlink()
+
+
 def _temporary(path: Path) -> Path:
     """Unique to a thread, a process and a machine."""
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
 
 
 def _temporaries(path: Path) -> list[Path]:
-    own = re.compile(re.escape(path.name) + r"(\.\d+-[0-9a-f]{12})+\.tmp")
-    return [found for found in path.parent.iterdir() if own.fullmatch(found.name)]
+    found = ((p, OWN.fullmatch(p.name)) for p in path.parent.iterdir())
+    return [p for p, match in found if match and match[1] == path.name]
 
 
-def said(error: OSError, path: Path, doing: str, size: int | None = None) -> CheckpointError:
+def said(
+    error: OSError, path: Path, doing: str, size: int | None = None, kind: str = "checkpoint"
+) -> CheckpointError:
     """An error of the file system as a sentence: what could not be done, why, and what helps."""
     needed = "" if size is None else f" of {size / 1e6:.1f} MB"
     where = path.parent if doing == "written" else path
@@ -101,7 +120,7 @@ def said(error: OSError, path: Path, doing: str, size: int | None = None) -> Che
             why, fix = "the name is too long", "give a shorter one"
         case _:
             why, fix = error.strerror or str(error), "see to that, or give another path"
-    return CheckpointError(f"checkpoint {path}{needed} cannot be {doing}: {why}; {fix}")
+    return CheckpointError(f"{kind} {path}{needed} cannot be {doing}: {why}; {fix}")
 
 
 def _existing(path: Path) -> Path:

@@ -32,6 +32,7 @@ from invguide.blackbox.workers import (
 from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, ShapeError
 from invguide.forward_operator import Operator
+from invguide.run_file import sweep_old
 from invguide.threads import shared_among
 
 CHUNK = 32  # samples in one vectorised call: fixed, so that results do not depend on the number of workers
@@ -150,6 +151,7 @@ class BlackBox(Operator):
         if self._cache is None:
             try:
                 self._cache = Cache(folder, self._identity())
+                sweep_old(Path(folder), 0)  # it belongs to the run that keeps it
             except InputError as error:
                 warnings.warn(
                     f"finished calls are not kept, and are made again on resuming: {error}"

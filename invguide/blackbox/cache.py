@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
 from invguide.errors import InputError
+from invguide.run_file import said, sweep_old, write_whole
 
+OLD = 3600.0  # seconds after which what is half written belongs to nobody
 CHECK = 16  # bytes of checksum behind the array
 
 
 class Cache:
-    """One .npy file per result. A reader sees no file or a whole one; a damaged one counts as none."""
+    """One .npy file per result. A reader sees no file or a whole one; a damaged one counts as none.
+
+    Any number of processes may share a folder.
+    """
 
     def __init__(self, folder: str | Path, identity: str) -> None:
         self.folder, self.identity = Path(folder), identity
@@ -23,6 +27,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cache={str(folder)!r} cannot be made a folder: {error}") from error
+        sweep_old(self.folder, OLD)
 
     def key(self, x: np.ndarray) -> str:
         digest = hashlib.blake2b(digest_size=20)
@@ -45,12 +50,14 @@ class Cache:
 
     def put(self, key: str, value: np.ndarray) -> None:
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(buffer.getvalue() + _checksum(buffer.getvalue()))
-        os.replace(temporary, path)
+        content = buffer.getvalue() + _checksum(buffer.getvalue())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content, lasting=False)  # it has a checksum
+        except OSError as error:
+            raise said(error, path, "written", len(content), "the result of a call") from error
 
 
 def _checksum(body: bytes) -> bytes:
