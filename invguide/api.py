@@ -118,6 +118,7 @@ def solve(
     *,
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
+    mask: Tensor | np.ndarray | None = None,
     solver: Solver[Any] | str = "auto",
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
@@ -134,6 +135,8 @@ def solve(
         prior: A prior, or the name of an embedded one.
         sigma_y: Gaussian noise standard deviation in measurement units: a number or per element.
         noise: Another noise law, or a callable log density, in place of sigma_y.
+        mask: Which values of y are known, 1 or True: one measurement's shape, or y's. None: all, but for what a numpy
+            masked array leaves out.
         solver: A solver, its name, or "auto": exact methods where they apply, else the best measured one for this
             operator and number of samples (`invguide.policy`); the reason is `result.manifest["auto"]`.
         num_samples: Samples per measurement, 1 by default; of an ensemble method, the size of its ensemble.
@@ -155,6 +158,7 @@ def solve(
         prior,
         sigma_y=sigma_y,
         noise=noise,
+        mask=mask,
         solver=solver,
         num_samples=num_samples,
         shape=shape,
@@ -179,6 +183,7 @@ def prepare(
     *,
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
+    mask: Tensor | np.ndarray | None = None,
     solver: Solver[Any] | str = "auto",
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
@@ -198,7 +203,7 @@ def prepare(
         raise InputError(
             "the noise level is unknown; pass sigma_y=..., in the units of y, or noise=..."
         )
-    likelihood = Likelihood(operator, torch.as_tensor(y), law)
+    likelihood = Likelihood(operator, y, law, mask)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)

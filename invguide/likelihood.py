@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +23,33 @@ class Likelihood:
 
     Args:
         operator: Map from data to measurement.
-        y: Measurements, batched; every value finite.
-        noise: A noise law, a number or tensor (Gaussian sigma_y), or a callable log density.
+        y: Measurements, batched; every value that is known is finite.
+        noise: A noise law, a number or tensor (Gaussian sigma_y), or a callable log density, which sees zeros in place
+            of unknown values.
+        mask: Which values of y are known: booleans, or 1 and 0; the shape of one measurement, or of y, or what
+            broadcasts to either. None: all, but for what a masked array leaves out.
+
+    Attributes:
+        known: (1 or B, *y_shape) booleans, from the mask and `operator.observed()`; None: all. y is zero elsewhere.
+        masked: Whether `known` leaves out more than the operator does by itself.
 
     Raises:
-        InputError: Non-finite y, or noise parameters that cannot be.
-        ShapeError: sigma_y that does not fit y.
+        InputError: Non-finite y, a measurement of which nothing is known, or noise parameters that cannot be.
+        ShapeError: sigma_y or the mask do not fit y.
     """
 
     def __init__(
         self,
         operator: Operator,
-        y: Tensor,
+        y: Tensor | np.ndarray,
         noise: NoiseModel | Tensor | float | Callable[..., Tensor],
+        mask: Tensor | np.ndarray | None = None,
     ) -> None:
+        given = None if mask is None else torch.as_tensor(mask)
+        if isinstance(y, np.ma.MaskedArray):
+            there = torch.as_tensor(~np.ma.getmaskarray(y))
+            given = there if given is None else _as_booleans(given, there) & there
+            y = torch.as_tensor(y.filled(0))
         y = torch.as_tensor(y)
         y = y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
         if y.ndim < 1 or len(y) == 0:
@@ -49,12 +65,24 @@ class Likelihood:
                     f"{operator} observes entries of shape {tuple(known.shape)}, which does not fit one measurement "
                     f"of shape {tuple(y.shape[1:])}; resize the mask or the measurement"
                 ) from error
+            known = known.to(y.device)[(None,) * (y.ndim - known.ndim)].expand(1, *y.shape[1:])
+        given = None if given is None else _as_booleans(given, y)
+        self.masked = given is not None and not bool(given.all())
+        if given is not None and self.masked:
+            known = given if known is None else known & given
+            y = torch.where(known, y, 0)
+            empty = ~known.flatten(1).any(1)
+            if bool(empty.any()):
+                raise InputError(
+                    f"nothing of measurement {int(empty.nonzero()[0])} is known: the mask leaves out every value"
+                )
+        self.known = known
         bad = ~torch.isfinite(y)
         if bool(bad.any()):
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise InputError(
                 f"y has {int(bad.sum())} NaN or infinite values (first at index {where}); every value must be finite: "
-                f"leave unknown values out with an Inpainting mask instead"
+                f"leave unknown values out by mask=..., 1 where y is known"
             )
         if not isinstance(noise, NoiseModel):
             noise = (
@@ -64,26 +92,32 @@ class Likelihood:
             )
         self.operator, self.y = operator, y.detach()
         self.noise = noise.bind(self.y)
+        if known is not None:
+            self.noise = self.noise.marginal(known)
 
-    @classmethod
-    def _of(cls, operator: Operator, y: Tensor, noise: NoiseModel) -> Likelihood:
-        self = cls.__new__(cls)
-        self.operator, self.y, self.noise = operator, y, noise
-        return self
+    def _with(self, **changes: Any) -> Likelihood:
+        part = copy(self)
+        part.__dict__.update(changes)
+        return part
 
     def rows(self, index: Tensor) -> Likelihood:
         """Return the likelihood of y[index]; index (N,) may repeat measurements."""
         index = index.to(self.y.device)
-        return self._of(self.operator, self.y[index], self.noise.rows(index))
+        known = self.known
+        if known is not None and len(known) > 1:
+            known = known[index]
+        return self._with(y=self.y[index], noise=self.noise.rows(index), known=known)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Likelihood:
         kind = torch.complex(torch.zeros(0, dtype=dtype), torch.zeros(0, dtype=dtype)).dtype
         y = self.y.to(device=device, dtype=kind if self.y.is_complex() else dtype)
-        return self._of(self.operator.to(device), y, self.noise.to(device, dtype))
+        known = None if self.known is None else self.known.to(device)
+        noise = self.noise.to(device, dtype)
+        return self._with(operator=self.operator.to(device), y=y, noise=noise, known=known)
 
     def through(self, decode: Callable[[Tensor], Tensor]) -> Likelihood:
         """Return the likelihood of z, where x = decode(z)."""
-        return self._of(_Through(self.operator, decode), self.y, self.noise)
+        return self._with(operator=_Through(self.operator, decode))
 
     @property
     def differentiable(self) -> bool:
@@ -93,36 +127,43 @@ class Likelihood:
         """Return (log_prob, chi2) of clean signals x (B, *shape), each (B,), from one call of the operator.
 
         log_prob is log p(y | x) up to a constant. chi2 is the mean of |y - A x|^2 / sigma_y^2 over the
-        measurement, near 1 for the truth; complex values count as two; NaN where the noise law tells no
-        standard deviation.
+        measurement, near 1 for the truth, or what the noise law has in its place (`NoiseModel.squares`); complex values
+        count as two; NaN where the noise law tells no standard deviation.
         """
         predicted = self._predict(x)
         log_prob = self.noise.log_density(predicted, self.y)
-        square = self.noise.square(log_prob.detach(), predicted.detach(), self.y)
-        return log_prob, square / self.size
+        squares = self.noise.squares(predicted.detach(), self.y)
+        if squares is None:
+            return log_prob, torch.full_like(log_prob, float("nan")).detach()
+        if self.known is not None:
+            squares = squares * self.known
+        return log_prob, squares.flatten(1).sum(1) / self.sizes
 
     def whitened(self, x: Tensor) -> Tensor:
-        """(y - A x) / sigma_y of what is observed, as real numbers: (B, *shape) -> (B, size).
+        """L^-1 (y - A x), L L* the covariance, of what is known, as real numbers: (B, *shape) -> (B, size).
+
+        Where the law is not Gaussian, it is taken as one of its mean and standard deviation.
 
         Raises:
             InputError: The noise law tells no standard deviation.
         """
-        predicted = self._predict(x)
-        sigma = self.noise.sigma(predicted, self.y)
-        if sigma is None:
+        residual = self.noise.whitened(self._predict(x), self.y)
+        if residual is None:
             raise InputError(
-                f"{type(self.noise).__name__} tells no standard deviation of y; expected Gaussian or Poisson noise"
+                f"{type(self.noise).__name__} tells no standard deviation of y; expected Gaussian noise, or another "
+                "law with a variance (Poisson, Laplace, ...)"
             )
-        scaled = _real((self.y - predicted) / sigma).flatten(1)
-        known = self.operator.observed()
-        if known is None:
+        scaled = real_parts(residual).flatten(1)
+        if self.known is None:
             return scaled
-        known = known.to(self.y.device).expand(self.y.shape[1:]).flatten()
-        return scaled[:, known.repeat_interleave(2) if self.y.is_complex() else known]
+        known = real_parts(self.known.expand(self.y.shape) * torch.ones_like(self.y[:1]))
+        known = known.flatten(1) != 0
+        return torch.where(known, scaled, 0.0)[:, known.any(0)]
 
     def _predict(self, x: Tensor) -> Tensor:
         predicted = self.operator(x)
         check_batch(self.operator, x, predicted)
+        predicted = predicted if not self.masked else self.only_known(predicted)
         if predicted.shape != self.y.shape:
             raise ShapeError(
                 f"{type(self.operator).__name__} maps {tuple(x.shape[1:])} to {tuple(predicted.shape[1:])}, but one "
@@ -132,10 +173,23 @@ class Likelihood:
 
     @property
     def size(self) -> float:
-        """How many real numbers of one measurement carry information; complex values count as two."""
-        known = self.operator.observed()
+        """How many real numbers of one measurement carry information, on average; complex values count as two."""
         parts = 2 if self.y.is_complex() else 1
-        return parts * self.y[0].numel() * (1.0 if known is None else known.double().mean().item())
+        share = 1.0 if self.known is None else self.known.double().mean().item()
+        return parts * self.y[0].numel() * share
+
+    @property
+    def sizes(self) -> Tensor:
+        """The same of each measurement, (B,)."""
+        whole = self.y.real.new_full((len(self.y),), self.size)
+        if self.known is None or len(self.known) == 1:
+            return whole
+        parts = 2 if self.y.is_complex() else 1
+        return parts * self.known.flatten(1).sum(1).to(whole)
+
+    def only_known(self, values: Tensor) -> Tensor:
+        """The values with zeros where y is unknown, (B, *y_shape)."""
+        return values if self.known is None else torch.where(self.known, values, 0)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(y | x) up to a constant, (B, *shape) -> (B,)."""
@@ -147,7 +201,8 @@ class Likelihood:
 
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
-        return self.y - self.operator(x)
+        residual = self.y - self.operator(x)
+        return self.only_known(residual) if self.masked else residual
 
 
 class _Through(Operator):
@@ -165,5 +220,27 @@ class _Through(Operator):
         return self.operator.observed()
 
 
-def _real(values: Tensor) -> Tensor:
+def _as_booleans(mask: Tensor, y: Tensor) -> Tensor:
+    """A mask as booleans of shape (1 or B, *y_shape)."""
+    values = mask if mask.dtype == torch.bool else mask != 0
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            f"the mask of y has values other than 0 and 1, such as {mask[(mask != 0) & (mask != 1)][0].item():g}; "
+            "expected 1 where y is known and 0 where it is not"
+        )
+    values = values.to(y.device)
+    if values.ndim == y.ndim - 1 or values.shape == y.shape[1:]:
+        values = values[None]
+    try:
+        np.broadcast_shapes(values.shape, y.shape)
+        return values.expand(len(values), *y.shape[1:])
+    except (RuntimeError, ValueError) as error:
+        raise ShapeError(
+            f"the mask has shape {tuple(mask.shape)}; expected that of one measurement {tuple(y.shape[1:])} or of "
+            f"y {tuple(y.shape)}"
+        ) from error
+
+
+def real_parts(values: Tensor) -> Tensor:
+    """Complex values as pairs of reals, in one more axis."""
     return torch.view_as_real(values) if values.is_complex() else values

@@ -102,7 +102,7 @@ def _hqs_steps(problem: Problem) -> int:
     """
     likelihood = problem.likelihood
     assert likelihood is not None
-    if likelihood.operator.observed() is not None:
+    if likelihood.known is not None:
         return 30
     numbers = likelihood.y[0].numel() / math.prod(problem.data_shape)
     return 8 if numbers <= 0.1 else 20 if numbers <= 0.3 else 30

@@ -14,11 +14,12 @@ from invguide.data_size import SharedSize, measured_size, of_first
 from invguide.errors import InputError, RunError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, inner, is_orthonormal
 from invguide.likelihood import Likelihood
-from invguide.noise import Gaussian, LogDensity
+from invguide.noise import Gaussian, GaussianLaw
 from invguide.prior import Prior, per_sample
 from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
+from invguide.whitened_map import WhitenedMap
 
 # Standard deviation that a data step leaves to values of which y tells little, in units of sigma_data: what is clipped
 # is known to be above a level, and the mean above it would be as far off as the noise level is high. 0.35 to 0.7 are
@@ -52,25 +53,22 @@ class Guidance(NamedTuple):
 
 
 class WhitenedLinear:
-    """(y - A x) / sigma_y as an affine function of x in normalised units, for a linear operator and Gaussian noise."""
+    """L^-1 (y - A x) as an affine function of x in normalised units, for a linear operator and Gaussian noise."""
 
     def __init__(self, likelihood: Likelihood, prior: Prior) -> None:
-        assert isinstance(likelihood.operator, LinearOperator)
-        assert isinstance(likelihood.noise, Gaussian)
         self.likelihood, self.prior = likelihood, prior
-        self.operator: LinearOperator = likelihood.operator
-        self.sigma = likelihood.noise.sigma_y
+        self.white = WhitenedMap(likelihood)
 
     def residual(self, x: Tensor) -> Tensor:
         """(B, *shape) -> (B, *y_shape)."""
-        return self.likelihood.residual(self.prior.to_data(x)) / self.sigma
+        return self.white.residual(self.prior.to_data(x))
 
     def forward(self, v: Tensor) -> Tensor:
         """Of a change of x."""
-        return self.operator(self.prior.scale * v) / self.sigma
+        return self.white(self.prior.scale * v)
 
     def adjoint(self, u: Tensor) -> Tensor:
-        return self.prior.scale * self.operator.adjoint(u / self.sigma)
+        return self.prior.scale * self.white.adjoint(u)
 
     def draw(self, noise: Callable[..., Tensor], purpose: str) -> Tensor:
         """Whitened measurement noise, (B, *y_shape), 0 where nothing is observed; a complex one has two parts."""
@@ -78,20 +76,21 @@ class WhitenedLinear:
         e = noise(purpose, tuple(y.shape[1:]))
         if y.is_complex():
             e = torch.complex(e, noise(f"{purpose}, imaginary", tuple(y.shape[1:])))
-        known = self.operator.observed()
-        return e if known is None else e * known.to(y.device)
+        return self.likelihood.only_known(e)
 
     def precondition(self, u: Tensor, variance: Tensor) -> Tensor:
-        """About (I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u where sigma_y varies within y.
+        """About (I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u where no one sigma_y holds for y.
 
         Exact where the operator can solve in closed form, else to a relative residual of 0.05: steps of conjugate
         gradients that are preconditioned so need no more.
         """
-        if self.sigma[0].numel() > 1:
+        sigma = self.white.noise.one_sigma
+        if sigma is None:
             return u
-        ridge = (self.sigma.flatten() / self.prior.scale) ** 2 / variance
+        ridge = (sigma / self.prior.scale) ** 2 / variance
         near = 0.05 * inner(u, u).sqrt() / (2 * ridge.sqrt())
-        return self.operator.solve_within(u, ridge, near) * per_sample(ridge, u)
+        solved = self.white.operator.solve_within(u, ridge, near) * per_sample(ridge, u.real)
+        return self.likelihood.only_known(solved) if self.likelihood.masked else solved
 
 
 class Problem:
@@ -322,9 +321,8 @@ class Problem:
     def sigma_y(self) -> Tensor | None:
         """Noise standard deviation of each row divided by the data scale, (B,), where it is one number; else None."""
         noise = self.likelihood.noise if self.likelihood and self.prior.affine else None
-        if not isinstance(noise, Gaussian) or noise.sigma_y[0].numel() != 1:
-            return None
-        return noise.sigma_y.flatten() / self.prior.scale
+        sigma = noise.one_sigma if isinstance(noise, GaussianLaw) else None
+        return None if sigma is None else sigma / self.prior.scale
 
     def require_sigma_y(self, who: str) -> Tensor:
         """Return `sigma_y`, or raise InputError on behalf of `who`."""
@@ -337,12 +335,20 @@ class Problem:
     @property
     def has_residuals(self) -> bool:
         """Whether `whitened` has an answer: there is a measurement, and its noise law tells a standard deviation."""
-        return self.likelihood is not None and not isinstance(self.likelihood.noise, LogDensity)
+        if self.likelihood is None:
+            return False
+        nothing = torch.zeros_like(self.y)
+        return self.likelihood.noise.sigma(nothing, nothing) is not None
 
     @property
     def measurement_size(self) -> float:
         """How many real numbers of one measurement carry information; 1 without a likelihood."""
         return 1.0 if self.likelihood is None else self.likelihood.size
+
+    @property
+    def measurement_sizes(self) -> Tensor | float:
+        """The same of each row, (B,): masks may differ."""
+        return 1.0 if self.likelihood is None else self.likelihood.sizes
 
     def operators(self) -> list[Operator]:
         """Return every operator inside the target, parts of compositions and rewards too."""
@@ -363,14 +369,17 @@ class Problem:
 
     @property
     def gaussian(self) -> bool:
-        """Whether the measurement's noise is Gaussian, of known standard deviation."""
-        return self.likelihood is not None and isinstance(self.likelihood.noise, Gaussian)
+        """Whether the measurement's noise is Gaussian, of known covariance."""
+        return self.likelihood is not None and isinstance(self.likelihood.noise, GaussianLaw)
 
     @property
     def own_data_step(self) -> bool:
         """Whether the operator is not linear and knows its own data step: `Operator.posterior_mean`."""
         operator = None if self.likelihood is None else self.likelihood.operator
-        if operator is None or not self.prior.affine or not self.gaussian or self.linear:
+        if operator is None or not self.prior.affine or self.linear:
+            return False
+        assert self.likelihood is not None
+        if not isinstance(self.likelihood.noise, Gaussian) or self.likelihood.masked:
             return False
         if self._own_step is None:
             y = self.y[:1]
@@ -387,8 +396,9 @@ class Problem:
         """Whether y is an orthonormal transform of x with one sigma_y per measurement, so that A* y = x + sigma_y n."""
         if not self.linear or self.sigma_y is None or self.reward is not None:
             return False
+        if self.likelihood is None or self.likelihood.masked:
+            return False
         if self._orthonormal is None:
-            assert self.likelihood is not None
             y, operator = self.y, self.likelihood.operator
             x = torch.empty(1, *self.data_shape, dtype=y.real.dtype, device=y.device)
             with torch.no_grad():
@@ -417,7 +427,7 @@ class Problem:
         """Whether the prior tells its posterior under this measurement exactly."""
         return (
             self.linear
-            and self.sigma_y is not None
+            and self.gaussian
             and self.reward is None
             and hasattr(self.prior, "posterior")
         )
@@ -425,9 +435,11 @@ class Problem:
     def closed_form_posterior(self, row: int) -> Prior:
         """The exact posterior of one row, a prior with `mean` and `sample(n, seed)`, normalised units."""
         assert self.likelihood is not None
-        assert self.sigma_y is not None
-        sigma = float(self.sigma_y[row]) * self.prior.scale
         posterior = getattr(self.prior, "posterior")  # noqa: B009  of some priors only
+        if self.sigma_y is None or self.likelihood.masked:
+            white = WhitenedMap(self.likelihood.rows(torch.tensor([row])))
+            return posterior(white, white.y, 1.0)
+        sigma = float(self.sigma_y[row]) * self.prior.scale
         return posterior(self.likelihood.operator, self.y[row, None], sigma)
 
     def whitened_linear(self) -> WhitenedLinear:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from invguide.forward_operator import LinearOperator, conjugate_gradient, inner
 from invguide.likelihood import Likelihood
-from invguide.noise import Gaussian, Quantised
+from invguide.noise import Gaussian, GaussianLaw, Quantised
 from invguide.prior import per_sample
+from invguide.whitened_map import WhitenedMap
 
 DESCENT_STEPS = 20
 # Of the solvers' data steps, as `accuracy` below: a fiftieth of what a denoiser is told that its input is off by. On
@@ -21,11 +22,11 @@ def proximal(
 ) -> Tensor:
     """Return the proximal point of x (B, *shape); variance () or (B,), data units squared.
 
-    Linear operator and Gaussian noise: exact, z = x + A* (A A* + sigma_y^2 / variance)^-1 (y - A x), through the
-    operator's own `solve` (conjugate gradients where sigma_y varies within a measurement). Rounded values of a linear
-    operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`; also for Gaussian noise and
-    any operator that knows it, see `Operator.posterior_mean`. Everything else differentiable: DESCENT_STEPS steps of
-    gradient descent with Barzilai-Borwein lengths, which never end above the objective of x.
+    Linear operator and Gaussian noise of any covariance C: exact, z = x + A* (A A* + C / variance)^-1 (y - A x),
+    through the operator's own `solve` where C = sigma_y^2 I, else by conjugate gradients on the whitened system.
+    Rounded values of a linear operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`; also
+    for Gaussian noise and any operator that knows it, see `Operator.posterior_mean`. Everything else differentiable:
+    DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above the objective of x.
 
     Args:
         likelihood: Of the measurements.
@@ -36,30 +37,33 @@ def proximal(
     """
     operator, noise = likelihood.operator, likelihood.noise
     variance = torch.as_tensor(variance, dtype=x.dtype, device=x.device).expand(len(x))
-    if isinstance(operator, LinearOperator) and isinstance(noise, Quantised):
+    rounded = isinstance(noise, Quantised) and not likelihood.masked
+    if isinstance(operator, LinearOperator) and rounded:
         mean = _mean_of_rounded(operator, noise, likelihood.y, x, variance)
         if mean is not None:
             return mean
-    if not isinstance(noise, Gaussian):
+    if not isinstance(noise, GaussianLaw):
         return _descend(likelihood, x, variance)
     if not isinstance(operator, LinearOperator):
+        if not isinstance(noise, Gaussian) or likelihood.masked:
+            return _descend(likelihood, x, variance)
         mean = operator.posterior_mean(x, likelihood.y, per_sample(variance, x), noise.sigma_y)
         return _descend(likelihood, x, variance) if mean is None else mean
-    residual = likelihood.y - operator(x)
-    sigma = noise.sigma_y
+    sigma = noise.one_sigma
     error = accuracy * (variance * x[0].numel()).sqrt()
-    if sigma[0].numel() == 1:
-        ridge = sigma.flatten() ** 2 / variance
+    if sigma is not None and not likelihood.masked:
+        residual, ridge = likelihood.residual(x), sigma**2 / variance
         if not accuracy:
             return x + operator.adjoint(operator.solve(residual, ridge))
         return x + operator.adjoint(operator.solve_within(residual, ridge, error))
-    # Symmetric scaling by 1/sigma keeps CG fast where the noise varies by orders of magnitude.
+    # In units of the noise, CG stays fast where that varies by orders of magnitude, and no unit can overflow.
+    white = WhitenedMap(likelihood)
     solution = conjugate_gradient(
-        lambda v: operator(operator.adjoint(v / sigma)) / sigma + v / per_sample(variance, v.real),
-        residual / sigma,
+        lambda v: per_sample(variance, v.real) * white(white.adjoint(v)) + v,
+        white.residual(x),
         enough=2 * error / variance.sqrt(),
     )
-    return x + operator.adjoint(solution / sigma)
+    return x + per_sample(variance, x) * white.adjoint(solution)
 
 
 def _mean_of_rounded(

@@ -31,9 +31,9 @@ class Requires:
         prior_vjp: Differentiates the prior (memory of one network graph).
         ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
             `ensemble_size`, and its rows all belong to one measurement.
-        gaussian: Needs Gaussian noise of known sigma_y.
+        gaussian: Needs Gaussian noise, of any covariance.
         orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior valid at it.
-        closed_form: Needs a prior with a `posterior` of its own, and one sigma_y per measurement.
+        closed_form: Needs a prior with a `posterior` of its own.
         weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
             to none of them would be left. "auto" looks at this.
     """
@@ -149,7 +149,7 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
     if requires.gaussian and not problem.gaussian:
-        missing.append("needs Gaussian noise of known sigma_y")
+        missing.append("needs Gaussian noise (Gaussian, CorrelatedGaussian, LowRankGaussian)")
     elif requires.linear and problem.linear:
         if requires.orthonormal and not problem.denoises:
             missing.append(
@@ -158,10 +158,12 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
             )
         if requires.closed_form and not problem.closed_form:
             missing.append(
-                "needs a prior whose posterior is known in closed form (a Gaussian, a mixture), and one sigma_y"
+                "needs a prior whose posterior is known in closed form (a Gaussian, a mixture)"
             )
     if requires.residuals and problem.likelihood is not None and not problem.has_residuals:
-        missing.append("needs the standard deviation of the noise, and a log density tells none")
+        missing.append(
+            f"needs the standard deviation of the noise, and {type(problem.likelihood.noise).__name__} tells none"
+        )
     return missing
 
 

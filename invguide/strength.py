@@ -37,7 +37,7 @@ def adaptive_strength(
         a: Noise level.
         scale: 1 is meant for every operator.
     """
-    rayleigh = slope_square / (chi2 * problem.measurement_size)
+    rayleigh = slope_square / (chi2 * problem.measurement_sizes)
     # A reward, or a likelihood without a noise level, has no chi2 (NaN) and is taken as it is.
     excess = torch.nan_to_num(torch.minimum(chi2, open_variance(problem, a) * rayleigh), nan=0.0)
     return torch.full_like(chi2, scale * a**2) / (1 + excess)

@@ -1,0 +1,127 @@
+"""What every law of a measurement given its noiseless value has in common; the laws are in `invguide.noise`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import copy
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide.errors import ShapeError
+
+Law = TypeVar("Law", bound="NoiseModel")
+
+
+class NoiseModel(ABC):
+    """One law; `bind` fixes it to a batch of measurements, `rows` selects some of them.
+
+    The tensors named in `tensors` are its parameters; once bound, they have a batch axis of B. log p(y | A x) is
+    bounded above in A x, whatever a solver predicts.
+    """
+
+    tensors: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def bind(self: Law, y: Tensor) -> Law:
+        """Check the parameters against y (B, *y_shape) and return a law whose tensors have a batch axis."""
+
+    @abstractmethod
+    def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
+        """log p(y | predicted) up to a constant in predicted, (B, *y_shape) twice -> (B,)."""
+
+    @abstractmethod
+    def sigma(self, predicted: Tensor, y: Tensor) -> Tensor | None:
+        """Standard deviation of y around its mean, broadcastable to y; None where the law does not tell."""
+
+    def whitened(self, predicted: Tensor, y: Tensor) -> Tensor | None:
+        """Residual of mean 0 and covariance I at the truth, shape of y; None where the law tells no deviation.
+
+        For Gaussian laws log p = -|r|^2 / 2 exactly; for others it is one of their standard deviation.
+        """
+        sigma = self.sigma(predicted, y)
+        return None if sigma is None else (y - predicted) / sigma
+
+    def squares(self, predicted: Tensor, y: Tensor) -> Tensor | None:
+        """What chi2 is the mean of, (B, *y_shape): of expectation 1 at the truth, 2 for complex y.
+
+        |r|^2 of the whitened residual; None where the law tells none.
+        """
+        r = self.whitened(predicted, y)
+        return None if r is None else r.abs() ** 2
+
+    def marginal(self: Law, known: Tensor) -> Law:
+        """The law of the entries that are known, booleans (1 or B, *y_shape); the others are 0 in both arguments."""
+        return self  # entries are independent; equal arguments add a constant
+
+    def rows(self: Law, index: Tensor) -> Law:
+        return self._each(lambda t: t[index])
+
+    def to(self: Law, device: torch.device | str, dtype: torch.dtype) -> Law:
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype.to_complex() if t.is_complex() else dtype)
+
+        return self._each(moved)
+
+    def _each(self: Law, change: Callable[[Tensor], Tensor]) -> Law:
+        """A copy whose tensors are changed."""
+        return self._with(**{name: change(getattr(self, name)) for name in self.tensors})
+
+    def _with(self: Law, **values: object) -> Law:
+        law = copy(self)
+        law.__dict__.update(values)
+        return law
+
+
+class GaussianLaw(NoiseModel):
+    """y = A x + n with normal n of some covariance C = L L*, complex numbers counting as in `invguide.noise.Gaussian`."""
+
+    @abstractmethod
+    def whiten(self, residual: Tensor) -> Tensor:
+        """L^-1 r, (N, *y_shape), N = B or 1 of either."""
+
+    @abstractmethod
+    def whiten_adjoint(self, u: Tensor) -> Tensor:
+        """L^-* u."""
+
+    @property
+    def one_sigma(self) -> Tensor | None:
+        """Where C is sigma_y^2 I for every measurement, sigma_y of each, (B,); else None."""
+        return None
+
+    def whitened(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return self.whiten(y - predicted)
+
+    def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
+        r = self.whiten(y - predicted)
+        square = r.real**2 + r.imag**2 if r.is_complex() else r**2
+        return -0.5 * square.flatten(1).sum(1)
+
+
+def number(value: Tensor | np.ndarray | float) -> Tensor:
+    """A parameter as given by a user, as a tensor."""
+    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+
+
+def fitted(value: Tensor, y: Tensor, name: str) -> Tensor:
+    """A number, a value per element of one measurement, or what broadcasts to y (B, ...), as rows of y's rank."""
+    value = value.detach().to(device=y.device, dtype=y.real.dtype)
+    given = tuple(value.shape)
+    if value.shape == y.shape[1:] and value.ndim:
+        value = value[None]
+    try:
+        # numpy's: torch's takes a second to import sympy.
+        fits = value.ndim in (0, y.ndim) and np.broadcast_shapes(value.shape, y.shape) == y.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"{name} has shape {given}; expected a number, one value per element {tuple(y.shape[1:])}, or a shape of "
+            f"{y.ndim} axes that broadcasts to y {tuple(y.shape)}"
+        )
+    if value.ndim:
+        return value.expand(len(y), *value.shape[1:])
+    return value.expand(len(y)).reshape(-1, *(1,) * (y.ndim - 1))
