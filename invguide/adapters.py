@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from invguide.errors import InputError, require
 from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, NoiseModel, Poisson
+from invguide.trial import evaluating, gradient_fault, modules_of
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -74,8 +75,10 @@ def as_operator(
 class FunctionOperator(Operator):
     """A callable on torch tensors or numpy arrays, (B, *shape) -> (B, *y_shape).
 
-    The first call finds out which, and whether gradients reach x; until then `differentiable` is True. Arrays are
-    copies, and come back in the dtype and on the device of x.
+    The first call finds out which, and whether gradients reach x and are not zero wherever one looks; until then
+    `differentiable` is True, and afterwards `fault` says why it is not. The function is given a copy of x each time, so
+    that it may write into it, and arrays come back in the dtype and on the device of x. Modules that it holds (itself,
+    its owner, its closure) run in evaluation mode and are left as they were found.
 
     Args:
         function: The callable.
@@ -94,6 +97,7 @@ class FunctionOperator(Operator):
         self.shape = None if shape is None else tuple(shape)
         self._numpy = False
         self._differentiable: bool | None = None
+        self.fault: str | None = None
         if self.shape is not None:
             self.probe(torch.full((1, *self.shape), 0.5))
 
@@ -106,7 +110,7 @@ class FunctionOperator(Operator):
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             try:
-                y = self.function(x)
+                y = self._call(x.clone())
             except Exception as error:
                 y = self._try_numpy(x, error)
             self._numpy = not isinstance(y, Tensor)
@@ -114,11 +118,20 @@ class FunctionOperator(Operator):
                 raise InputError(
                     f"{self._name} returned {type(y).__name__}; expected one tensor or array (B, *y_shape)"
                 )
-            self._differentiable = isinstance(y, Tensor) and y.requires_grad
+            self.fault = "it works on numpy arrays" if self._numpy else self._fault(x, y)
+            self._differentiable = self.fault is None
+
+    def _fault(self, x: Tensor, y: Tensor) -> str | None:
+        fault = gradient_fault(self._call, x, y)
+        return None if fault is None else f"its gradient {fault}"
+
+    def _call(self, x: Any) -> Any:
+        with evaluating(*modules_of(self.function)):
+            return self.function(x)
 
     def _try_numpy(self, x: Tensor, error: Exception) -> np.ndarray:
         try:
-            y = self.function(_to_array(x))
+            y = self._call(_to_array(x))
         except Exception as second:
             shape = tuple(x.shape)
             raise InputError(
@@ -138,7 +151,7 @@ class FunctionOperator(Operator):
     def forward(self, x: Tensor) -> Tensor:
         if self._differentiable is None:
             self.probe(x)
-        y = _to_tensor(self.function(_to_array(x)), x) if self._numpy else self.function(x)
+        y = _to_tensor(self._call(_to_array(x)), x) if self._numpy else self._call(x.clone())
         check_batch(self, x, y)
         return y
 
@@ -179,7 +192,9 @@ class LinearFunctionOperator(FunctionOperator, LinearOperator):
         assert self.shape is not None
         with torch.enable_grad():
             x = y.real.new_zeros((len(y), *self.shape), requires_grad=True)
-            (gradient,) = torch.autograd.grad(self.function(x), x, y, create_graph=y.requires_grad)
+            (gradient,) = torch.autograd.grad(
+                self._call(x.clone()), x, y, create_graph=y.requires_grad
+            )
         return gradient
 
     def identity_parts(self) -> Any:

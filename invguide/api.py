@@ -20,7 +20,7 @@ from invguide.policy import choose
 from invguide.prior import Prior
 from invguide.problem import Problem
 from invguide.result import Result
-from invguide.reward import Reward, as_reward
+from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
 from invguide.solver import Solver
 
@@ -235,7 +235,7 @@ def guide(
     if reward.differentiable:  # a callable knows only after its first call
         with torch.no_grad():
             signal = Noise(0, ((0, 0),), problem.shape)("probe") * (prior.sigma_data or 1.0)
-            reward(prior.to_data(signal))
+            problem = problem.with_reward(try_reward(reward, prior.to_data(signal)))
     chosen, reason = _solver_for(problem, solver, num_samples)
     result = driver.run(chosen, problem, num_samples, **run)
     if reason:
@@ -252,15 +252,21 @@ def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:
 
 
 def _probe(problem: Problem) -> None:
-    """Run a cheap operator once on blank signals, so that wrong shapes are found before any network call."""
+    """Run a cheap operator once on blank signals, so that wrong shapes are found before any network call.
+
+    So are gradients of no use: see `Likelihood.try_gradient`.
+    """
     likelihood = problem.likelihood
     assert likelihood is not None
-    if not likelihood.operator.differentiable:
-        return
     y = likelihood.y
     blank = torch.full(
         (len(y), *problem.data_shape), problem.prior.shift, dtype=y.real.dtype, device=y.device
     )
+    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    signal = blank + 0.25 * problem.prior.scale * noise
+    if not likelihood.operator.differentiable:
+        likelihood.try_gradient(signal)
+        return
     with torch.no_grad():
         predicted = likelihood.operator.to(y.device)(blank)
     check_batch(likelihood.operator, blank, predicted)
@@ -272,3 +278,4 @@ def _probe(problem: Problem) -> None:
             f"{type(likelihood.operator).__name__} maps x {tuple(problem.data_shape)} to {tuple(predicted.shape[1:])}, "
             f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
         )
+    likelihood.try_gradient(signal)

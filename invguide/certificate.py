@@ -220,7 +220,7 @@ class Examination:
         gradient = None
         try:
             y = self.operator(x)
-            if y.requires_grad:
+            if y.grad_fn is not None:
                 (gradient,) = torch.autograd.grad(y, x, self.normal(y.detach()))
         except Exception as error:
             self.add("differentiable", not self.operator.differentiable, f"raises {brief(error)}")

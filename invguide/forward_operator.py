@@ -95,6 +95,13 @@ class Operator(nn.Module, ABC):
 
     differentiable: bool = True
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure, with networks inside of the operator in evaluation mode: see `invguide.trial.evaluating`."""
+        from invguide.trial import evaluating
+
+        with evaluating(self):
+            return super().__call__(*args, **kwargs)
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Measure clean signals x (B, *in_shape), data units; rows must be independent; complex outputs allowed."""

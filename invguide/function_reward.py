@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from invguide.errors import InputError, RunError
 from invguide.reward import Reward, as_scores
+from invguide.trial import CUT, RAISES, evaluating, gradient_fault, modules_of
 
 
 @dataclass
@@ -37,9 +38,10 @@ GRADIENT, ARRAY, TENSOR = "a tensor with gradients", "an array", "a tensor"
 class FunctionReward(Reward):
     """A callable (B, *shape) -> (B,) on torch tensors or numpy arrays, given a copy of x each time.
 
-    The first call finds out which, and whether gradients reach x; until then `differentiable` is True, unless it was
-    declared. A black box that raises for a batch is asked row by row: rows that raise are NaN, and are counted in
-    `failures`. The exceptions of a differentiable one pass.
+    The first call finds out which, and whether gradients reach x and are not zero wherever one looks; until then
+    `differentiable` is True, unless it was declared, and afterwards `fault` says why it is not. Modules that the
+    function holds run in evaluation mode, and are left as they were found. A black box that raises for a batch is asked
+    row by row: rows that raise are NaN, and are counted in `failures`. The exceptions of a differentiable one pass.
 
     Raises:
         InputError: Neither a tensor nor an array can be passed, something else than numbers is returned, or a gradient
@@ -52,6 +54,7 @@ class FunctionReward(Reward):
         self.function, self.declared = function, differentiable
         self.differentiable = differentiable is not False
         self.failures = Failures()
+        self.fault: str | None = None
         self._way = GRADIENT if differentiable else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -76,13 +79,12 @@ class FunctionReward(Reward):
             for rows in (probe[:1], probe, *_single_rows(probe)[1:]):
                 for way in (GRADIENT, ARRAY, TENSOR):
                     try:
-                        value = self.function(_copy(rows, way))
+                        value = self._call(_copy(rows, way))
                     except Exception as error:
                         errors.setdefault(way, error)
                         continue
-                    reached = isinstance(value, Tensor) and value.requires_grad
-                    if way == GRADIENT and (self.declared is False or not reached):
-                        way = TENSOR
+                    if way == GRADIENT:
+                        way = self._tensor_way(rows, value)
                     self._way, self.differentiable = way, way == GRADIENT
                     return way
         first, second = errors[GRADIENT], errors[ARRAY]
@@ -92,11 +94,25 @@ class FunctionReward(Reward):
             f"a Command too, can be given as BlackBox(...)"
         ) from first
 
+    def _tensor_way(self, rows: Tensor, value: Any) -> str:
+        if self.declared is False:
+            return TENSOR
+        reached = isinstance(value, Tensor) and value.grad_fn is not None
+        fault = gradient_fault(self._call, rows, value) if reached else CUT
+        if fault is None or fault.startswith(RAISES):  # which is told where a gradient is wanted
+            return GRADIENT
+        self.fault = f"its gradient {fault}"
+        return TENSOR
+
+    def _call(self, x: Any) -> Any:
+        with evaluating(*modules_of(self.function)):
+            return self.function(x)
+
     def _open_call(self, x: Tensor) -> Any:
         """Call the function so that gradients may pass."""
         given = _copy(x, GRADIENT)
         try:
-            value = self.function(given)
+            value = self._call(given)
         except Exception as error:
             note = (
                 f"raised by {self!r}, given {tuple(x.shape)}; to have samples that raise left out, declare it a black "
@@ -120,7 +136,7 @@ class FunctionReward(Reward):
 
     def _closed_call(self, x: Tensor, way: str) -> Any:
         with torch.no_grad():
-            return self.function(_copy(x, way))
+            return self._call(_copy(x, way))
 
     def _row_by_row(self, x: Tensor, way: str, error: Exception) -> Tensor:
         self.failures.batches += 1
@@ -143,7 +159,7 @@ class FunctionReward(Reward):
 
     def changes_input(self, x: Tensor) -> bool:
         given = _copy(x, self._way_for(x))
-        self.function(given)
+        self._call(given)
         return not torch.equal(torch.as_tensor(given, device=x.device), x)
 
     def identity_parts(self) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from invguide.errors import InputError, ShapeError
-from invguide.forward_operator import Operator, check_batch
+from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, LogDensity, NoiseModel
+from invguide.trial import gradient_fault
 
 
 class Likelihood:
@@ -94,11 +96,44 @@ class Likelihood:
         self.noise = noise.bind(self.y)
         if known is not None:
             self.noise = self.noise.marginal(known)
+        self.fault: str | None = None  # of the operator's gradient, as `try_gradient` found
 
     def _with(self, **changes: Any) -> Likelihood:
         part = copy(self)
         part.__dict__.update(changes)
         return part
+
+    def try_gradient(self, x: Tensor) -> None:
+        """Find out on clean signals x (B, *shape), data units, whether the operator's gradient is of use.
+
+        Where it is not, that of a linear operator is taken from its adjoint; any other is a black box from then on.
+
+        Raises:
+            InputError: The operator changes its input.
+        """
+
+        def measure(x: Tensor) -> Tensor:
+            version = x._version
+            y = self.operator(x)
+            if x._version != version:
+                name = type(self.operator).__name__
+                raise InputError(
+                    f"{name} changes its input in place, which a solver still needs; begin its forward with x = x.clone()"
+                )
+            return y
+
+        fault = getattr(self.operator, "fault", None) or "it says differentiable = False"
+        if self.operator.differentiable:
+            found = gradient_fault(measure, x)
+            fault = None if found is None else f"its gradient {found}"
+        self.fault = fault
+
+    @property
+    def _measure(self) -> Operator:
+        """The operator, with a gradient where its own is of no use and there is another."""
+        if self.fault is None or not isinstance(self.operator, LinearOperator):
+            return self.operator
+        return _ByAdjoint(self.operator)
 
     def rows(self, index: Tensor) -> Likelihood:
         """Return the likelihood of y[index]; index (N,) may repeat measurements."""
@@ -117,10 +152,14 @@ class Likelihood:
 
     def through(self, decode: Callable[[Tensor], Tensor]) -> Likelihood:
         """Return the likelihood of z, where x = decode(z)."""
-        return self._with(operator=_Through(self.operator, decode))
+        through = self._with(operator=_Through(self._measure, decode))
+        through.fault = None if through.operator.differentiable else self.fault
+        return through
 
     @property
     def differentiable(self) -> bool:
+        if self.fault is not None:
+            return isinstance(self.operator, LinearOperator)
         return self.operator.differentiable
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +200,7 @@ class Likelihood:
         return torch.where(known, scaled, 0.0)[:, known.any(0)]
 
     def _predict(self, x: Tensor) -> Tensor:
-        predicted = self.operator(x)
+        predicted = self._measure(x)
         check_batch(self.operator, x, predicted)
         predicted = predicted if not self.masked else self.only_known(predicted)
         if predicted.shape != self.y.shape:
@@ -203,6 +242,34 @@ class Likelihood:
         """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
         residual = self.y - self.operator(x)
         return self.only_known(residual) if self.masked else residual
+
+
+class _ByAdjoint(Operator):
+    """A linear operator whose gradient is its adjoint."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = _Linear.apply(x, self.operator)
+        assert isinstance(image, Tensor)
+        return image
+
+    def observed(self) -> Tensor | None:
+        return self.operator.observed()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, operator: LinearOperator) -> Tensor:
+        ctx.operator = operator
+        return operator(x.detach()).detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.operator.adjoint(bar), None
 
 
 class _Through(Operator):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import Operator
+from invguide.trial import RAISES, gradient_fault
 
 if TYPE_CHECKING:
     from invguide.certificate import Certificate
@@ -182,6 +183,50 @@ class OperatorReward(Reward):
 
     def __repr__(self) -> str:
         return f"as_reward({type(self.operator).__name__}({self.operator.extra_repr()}))"
+
+
+class _Blind(Reward):
+    """A reward whose gradient is of no use, as a black box."""
+
+    differentiable = False
+
+    def __init__(self, reward: Reward, fault: str) -> None:
+        self.reward, self.fault = reward, fault
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.reward(x)
+
+    def operators(self) -> list[Operator]:
+        return self.reward.operators()
+
+    def changes_input(self, x: Tensor) -> bool:
+        return self.reward.changes_input(x)
+
+    def __repr__(self) -> str:
+        return repr(self.reward)
+
+
+def try_reward(reward: Reward, x: Tensor) -> Reward:
+    """Score x (B, *shape), data units, and return the reward; terms whose gradient is of no use as black boxes.
+
+    Raises:
+        InputError: Such a term was declared differentiable; and what is wrong with a reward at its first call.
+    """
+    reward(x)
+    parts: list[tuple[float, Reward]] = []
+    for weight, part in terms(reward):
+        fault = gradient_fault(part, x) if part.differentiable else None
+        if fault is None or fault.startswith(RAISES):  # which the run tells, and where it happened
+            parts.append((weight, part))
+            continue
+        if getattr(part, "declared", False):
+            raise InputError(
+                f"{part!r} was declared differentiable, but its gradient {fault}; declare differentiable=False"
+            )
+        parts.append((weight, _Blind(part, f"its gradient {fault}")))
+    if all(new is old for (_, new), (_, old) in zip(parts, terms(reward), strict=True)):
+        return reward
+    return parts[0][1] if not isinstance(reward, Weighted) else Weighted(tuple(parts))
 
 
 def as_scores(value: Any, x: Tensor, name: str) -> Tensor:

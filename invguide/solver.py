@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invguide.errors import CompatibilityError, InputError
 from invguide.problem import Problem
-from invguide.reward import Reward
+from invguide.reward import Reward, terms
 from invguide.rng import Noise
 
 State = TypeVar("State")
@@ -142,10 +142,7 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
     if requires.target == "either" and problem.likelihood is None and problem.reward is None:
         missing.append("needs a measurement or a reward")
     if requires.target != "none" and requires.gradient and not problem.differentiable:
-        part = problem.likelihood.operator if problem.likelihood is not None else problem.reward
-        missing.append(
-            f"differentiates the operator or reward, and {type(part).__name__} is a black box"
-        )
+        missing.append(f"differentiates the operator or reward, and {_black_box(problem)}")
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
     if requires.gaussian and not problem.gaussian:
@@ -165,6 +162,19 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
             f"needs the standard deviation of the noise, and {type(problem.likelihood.noise).__name__} tells none"
         )
     return missing
+
+
+def _black_box(problem: Problem) -> str:
+    """Say which part of the target has no gradient, and why where that is known."""
+    likelihood, reward = problem.likelihood, problem.reward
+    if likelihood is not None and not likelihood.differentiable:
+        part, fault = type(likelihood.operator).__name__, likelihood.fault
+    else:
+        blind = [part for _, part in terms(reward) if not part.differentiable] if reward else []
+        part = repr(blind[0]) if blind else type(reward).__name__
+        fault = getattr(blind[0], "fault", None) if blind else None
+    why = "" if fault is None else f": {fault} (`check` shows it)"
+    return f"{part} is a black box{why}"
 
 
 def check_compatible(solver: Solver[Any], problem: Problem) -> None:

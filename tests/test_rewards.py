@@ -422,7 +422,7 @@ def test_good_rewards_pass_their_check(reward: Reward):
         (Mutating(), "input unchanged"),
         (as_reward(lambda x: (x - 0.5).log().mean((1, 2, 3))), "finite"),
         (as_reward(lambda x: brightness(x.detach()), differentiable=True), "differentiable"),
-        (as_reward(lambda x: brightness(x.round())), "differentiable"),
+        (as_reward(lambda x: brightness(x.round()), differentiable=True), "differentiable"),
         (as_reward(lambda x: (x - x.detach()).sqrt().sum((1, 2, 3))), "differentiable"),
         (as_reward(lambda x: x.mean()), "runs"),
         (Column(), "runs"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from invguide.errors import InputError, ShapeError
 from invguide.reward import Reward
 from invguide.rewards._describe import describe
+from invguide.trial import evaluating
 
 Function = Callable[[Tensor], Any]
 
@@ -21,8 +22,9 @@ Function = Callable[[Tensor], Any]
 class Network(nn.Module):
     """A user's network as rewards call it: where x is, in eval mode, in its own precision, on a copy of x.
 
-    The network is moved and set to eval mode in place, as a likelihood moves its operator; its weights and their
-    `requires_grad` stay as they are, and `torch.autograd.grad` with respect to x leaves nothing in their `.grad`.
+    The network is moved in place, as a likelihood moves its operator, and left in the mode in which it was found; its
+    weights and their `requires_grad` stay as they are, and `torch.autograd.grad` with respect to x leaves nothing in
+    their `.grad`.
 
     Args:
         function: A module, or any callable on a batch.
@@ -34,8 +36,8 @@ class Network(nn.Module):
         self.function, self.transform = function, transform
 
     def forward(self, x: Tensor) -> Any:
-        self.to(x.device).eval()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        self.to(x.device)
+        with evaluating(self), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             given = x.clone() if self.transform is None else self.transform(x.clone())
             return self.function(given.to(next(_precisions(self.function), given.dtype)))
 
