@@ -118,7 +118,8 @@ class Likelihood:
             if x._version != version:
                 name = type(self.operator).__name__
                 raise InputError(
-                    f"{name} changes its input in place, which a solver still needs; begin its forward with x = x.clone()"
+                    f"{name} changes its input in place, which a solver still needs; begin its forward with "
+                    "x = x.clone()"
                 )
             return y
 

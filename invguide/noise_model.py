@@ -77,7 +77,7 @@ class NoiseModel(ABC):
 
 
 class GaussianLaw(NoiseModel):
-    """y = A x + n with normal n of some covariance C = L L*, complex numbers counting as in `invguide.noise.Gaussian`."""
+    """y = A x + n, n normal with covariance C = L L*; complex numbers count as in `invguide.noise.Gaussian`."""
 
     @abstractmethod
     def whiten(self, residual: Tensor) -> Tensor:
