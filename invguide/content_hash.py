@@ -1,9 +1,7 @@
 """A hash of what anything computes, the same in every process: functions by their code, all else by its whole content.
 
-Followed to the end: functions and classes of the user (not those of installed packages, which count by name) with
-their defaults, closures and the globals they name; every value of every tensor and array; every attribute of modules
-and objects. Pickled bytes would not do: they hold addresses of tensors, depend on the interning of strings, and name a
-function of a module only.
+Every value of every tensor and array, every attribute of modules and objects, code as `content_code` has it. Pickled
+bytes would not do: they hold addresses of tensors, depend on the interning of strings, and name a function only.
 
 An object whose attributes hold more than what decides its results, such as counters or workers, says what does in a
 method `identity_parts() -> Any`; one that has a `__getstate__` is taken by that.
@@ -13,18 +11,12 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import hashlib
-import inspect
 import io
-import os
-import site
-import sys
-import sysconfig
+import random
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -34,11 +26,13 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from invguide.content_code import Parts, hashed, parts_of_named
 
 # What computes nothing, or is where something is computed and not what.
 STATELESS = (
@@ -50,6 +44,8 @@ STATELESS = (
     GetSetDescriptorType,
     MemberDescriptorType,
     torch.device,
+    np.random.RandomState,
+    random.Random,
 )
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 # Attributes of torch modules that decide no result of an evaluation: a network is used in evaluation mode.
@@ -65,15 +61,10 @@ MACHINERY = {
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 }
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Of code: *args, **kwargs, generator, coroutine, asynchronous generator; not what its file imports from __future__.
-CODE_FLAGS = (
-    inspect.CO_VARARGS
-    | inspect.CO_VARKEYWORDS
-    | inspect.CO_GENERATOR
-    | inspect.CO_COROUTINE
-    | inspect.CO_ASYNC_GENERATOR
+UNORDERED = (
+    "_use_default_values"  # diffusers: which settings were left out, in an order that varies
 )
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LISTED, DEPTH = 400, 8  # labels that are kept to tell what has changed
 
 
@@ -105,13 +96,6 @@ def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
     return [k for k in labels if not any(other.startswith((f"{k}.", f"{k}[")) for other in labels)]
 
 
-class _Parts(NamedTuple):
-    """What a thing consists of."""
-
-    kind: str
-    parts: dict[str, Any]  # by label, in an order that is the same in every process
-
-
 class _Hasher:
     def __init__(self) -> None:
         self.known: dict[int, bytes] = {}
@@ -122,7 +106,7 @@ class _Hasher:
 
     def of(self, thing: Any, label: str) -> bytes:
         if isinstance(thing, PLAIN):
-            digest = _hash(type(thing).__name__, repr(thing))
+            digest = hashed(type(thing).__name__, repr(thing))
         elif id(thing) in self.known:
             digest = self.known[id(thing)]
         else:
@@ -140,63 +124,66 @@ class _Hasher:
         if isinstance(found, bytes):
             return found
         digests = (
-            _hash(name, self.of(part, _joined(label, name))) for name, part in found.parts.items()
+            hashed(name, self.of(part, _joined(label, name))) for name, part in found.parts.items()
         )
-        return _hash(found.kind, *digests)
+        return hashed(found.kind, *digests)
 
-    def _parts_of(self, thing: Any, label: str) -> bytes | _Parts:
+    def _parts_of(self, thing: Any, label: str) -> bytes | Parts:
         if isinstance(thing, STATELESS):
-            return _hash("stateless", type(thing).__name__)
+            return hashed("stateless", type(thing).__name__)
         if hasattr(type(thing), "identity_parts"):
             own = thing.identity_parts()
-            return _Parts(
+            return Parts(
                 "own", {"type": type(thing), **(own if isinstance(own, dict) else {"": own})}
             )
         if isinstance(thing, tuple | list):
-            return _Parts(type(thing).__name__, {f"[{i}]": v for i, v in enumerate(thing)})
+            return Parts(type(thing).__name__, {f"[{i}]": v for i, v in enumerate(thing)})
         if isinstance(thing, set | frozenset):
-            return _hash("set", *sorted(self.of(item, "") for item in thing))
+            return hashed("set", *sorted(self.of(item, "") for item in thing))
         if isinstance(thing, Mapping) and type(thing).__module__ in ("builtins", "collections"):
             return self._mapping(thing)
         if isinstance(thing, FunctionType | CodeType | type | ModuleType | BuiltinFunctionType):
-            return _named(thing)
+            return parts_of_named(thing)
         unwrapped = _unwrapped(thing)
         if unwrapped is not None:
-            return _Parts(type(thing).__name__, unwrapped)
+            return Parts(type(thing).__name__, unwrapped)
         return self._object(thing, label)
 
-    def _mapping(self, thing: Mapping[Any, Any]) -> _Parts:
+    def _mapping(self, thing: Mapping[Any, Any]) -> Parts:
         parts: dict[str, Any] = {}
         for i, (key, value) in enumerate(thing.items()):
+            if key == UNORDERED:
+                continue
             plain = isinstance(key, str | int)
             parts[f"[{key!r}]" if plain else f"[{i}]"] = value if plain else (key, value)
-        return _Parts("mapping", parts)
+        return Parts("mapping", parts)
 
-    def _object(self, thing: Any, label: str) -> bytes | _Parts:
-        """By what it would be pickled from."""
+    def _object(self, thing: Any, label: str) -> bytes | Parts:
+        """A module by its attributes, other objects by what they would be pickled from."""
+        if isinstance(thing, nn.Module):
+            return Parts("object", {"type": type(thing), **dict(_state(thing, vars(thing)))})
         try:
             reducer = copyreg.dispatch_table.get(type(thing))
             reduced: Any = thing.__reduce_ex__(4) if reducer is None else reducer(thing)
         except Exception as error:  # picklers raise whatever the object raises
             name = type(thing).__name__
             self.unknown.append(f"{label}: {name}" if label else f"{name} ({error})")
-            return _Parts("unreadable", {"type": type(thing)})
+            return Parts("unreadable", {"type": type(thing)})
         if isinstance(reduced, str):
-            return _hash("global", reduced)
-        maker, arguments, state, *more = (*reduced, None, None, None)[:5]
-        parts = {"type": type(thing)}
+            return hashed("global", reduced)
+        maker, arguments, state, listed, _ = (*reduced, None, None, None)[:5]
+        parts = {"type": type(thing), **dict(_state(thing, state))}
         if (
             maker is not copyreg.__newobj__
             or arguments[0] is not type(thing)
             or len(arguments) > 1
         ):
             parts["made by"] = (maker, arguments)
-        for name, value in _state(thing, state):
-            parts[name] = value
-        parts.update(
-            {f"item{i}": list(rest) for i, rest in enumerate(more) if hasattr(rest, "__next__")}
-        )
-        return _Parts("object", parts)
+        if listed is not None:
+            parts["items"] = list(listed)
+        if isinstance(thing, dict):
+            parts["values"] = dict(thing)
+        return Parts("object", parts)
 
 
 def _state(thing: Any, state: Any) -> Iterator[tuple[str, Any]]:
@@ -210,7 +197,7 @@ def _state(thing: Any, state: Any) -> Iterator[tuple[str, Any]]:
         return
     module = isinstance(thing, nn.Module)
     for name, value in sorted(state.items(), key=lambda item: str(item[0])):
-        if module and name in MACHINERY:
+        if name == UNORDERED or (module and name in MACHINERY):
             continue
         if module and name in HOOKS:
             value = list(value.values())  # the keys count the hooks of the whole process
@@ -228,7 +215,7 @@ def _values_of(thing: Any) -> bytes | None:
     """Of arrays and tensors, every value; None for everything else."""
     if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
         raw = np.ascontiguousarray(thing).reshape(-1).view(np.uint8)
-        return _hash("array", thing.dtype.str, repr(thing.shape), memoryview(raw))
+        return hashed("array", thing.dtype.str, repr(thing.shape), memoryview(raw))
     if isinstance(thing, torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
         if thing.is_quantized:
             thing = thing.dequantize()
@@ -237,9 +224,9 @@ def _values_of(thing: Any) -> bytes | None:
         if len(flat) == 1:  # which may have any stride
             flat = flat.new_empty(1).copy_(flat)
         raw = flat.view(torch.uint8).numpy()
-        return _hash("tensor", str(thing.dtype), repr(tuple(thing.shape)), memoryview(raw))
+        return hashed("tensor", str(thing.dtype), repr(tuple(thing.shape)), memoryview(raw))
     if isinstance(thing, torch.jit.ScriptFunction):
-        return _hash("script", thing.code)
+        return hashed("script", thing.code)
     return None
 
 
@@ -256,6 +243,14 @@ def _unwrapped(thing: Any) -> dict[str, Any] | None:
         return {"code": codes, "state": dict(thing.state_dict(keep_vars=True))}
     if type(thing).__module__.startswith("torch._dynamo") and hasattr(thing, "_orig_mod"):
         return {"compiled": thing._orig_mod}
+    if isinstance(thing, torch.Generator):  # by its seed: its state changes with every use
+        return {"seed": thing.initial_seed()}
+    if isinstance(thing, np.random.Generator):
+        seeds: Any = thing.bit_generator.seed_seq
+        return {
+            "seed": getattr(seeds, "entropy", None),
+            "spawned": getattr(seeds, "spawn_key", ()),
+        }
     if isinstance(thing, MethodType):
         return {"object": thing.__self__, "method": thing.__func__}
     if isinstance(thing, functools.partial):
@@ -270,128 +265,6 @@ def _unwrapped(thing: Any) -> dict[str, Any] | None:
     if wrapped is not None and isinstance(thing, functools._lru_cache_wrapper):
         return {"": wrapped}
     return None
-
-
-# ---- functions, classes and modules
-
-
-def _named(thing: Any) -> bytes | _Parts:
-    if isinstance(thing, CodeType):
-        return _code(thing)
-    if isinstance(thing, ModuleType):
-        return _hash("module", thing.__name__)
-    if isinstance(thing, BuiltinFunctionType):
-        owner = thing.__self__
-        if owner is not None and not isinstance(owner, ModuleType | type):
-            return _Parts(f"method {thing.__name__}", {"object": owner})
-    home = getattr(thing, "__module__", None) or ""
-    name = f"{home}.{thing.__qualname__}"
-    if isinstance(thing, FunctionType):
-        return _function(thing, name, installed(home))
-    if installed(home):
-        return _hash("name", name)
-    if isinstance(thing, type):
-        kept = {k: v for k, v in sorted(vars(thing).items()) if not _is_bookkeeping(k, v)}
-        return _Parts(f"class {thing.__name__}", {"bases": thing.__bases__, **kept})
-    file = getattr(sys.modules.get(home), "__file__", None)  # of compiled code
-    return _hash("compiled", name, Path(file).read_bytes() if file else b"")
-
-
-def _is_bookkeeping(name: str, value: Any) -> bool:
-    """Members of a class that Python itself adds, and that decide no result."""
-    callable_ = isinstance(value, FunctionType | staticmethod | classmethod | property)
-    hidden = name.startswith("__") and name.endswith("__")
-    return (hidden and (not callable_ or "annotat" in name)) or name == "_abc_impl"
-
-
-def _function(thing: FunctionType, name: str, by_name: bool) -> bytes | _Parts:
-    cells = {f"closure {key}": value for key, value in _cells(thing)}
-    if by_name:
-        # One that an installed package has made inside of another holds what it was made with.
-        made = "<locals>" in thing.__qualname__
-        held = {"defaults": thing.__defaults__, **cells} if made else cells
-        return _Parts(f"name {name}", held)
-    used = _globals_of(thing)
-    own = {k: v for k, v in vars(thing).items() if k not in ("__signature__", "__type_params__")}
-    parts = {"code": thing.__code__, "defaults": thing.__defaults__}
-    parts |= {"keyword defaults": thing.__kwdefaults__, "attributes": own, **cells, **used}
-    return _Parts("function", parts)
-
-
-def _code(code: CodeType) -> _Parts:
-    kind = code.co_flags & CODE_FLAGS
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, kind)
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    handlers = getattr(code, "co_exceptiontable", b"")  # of Python 3.11 and later
-    text = _hash(code.co_code, handlers, repr(counts), repr(names))
-    return _Parts("code", {"": text, "constants": code.co_consts})
-
-
-def _cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not assigned yet
-            yield name, None
-
-
-def _globals_of(function: FunctionType) -> dict[str, Any]:
-    """The globals that a function names; of a module of the user's, the members that it names too."""
-    names = sorted(_names(function.__code__))
-    seen: set[str] = set()
-
-    def resolved(value: Any) -> Any:
-        if not isinstance(value, ModuleType) or installed(value.__name__):
-            return value
-        if value.__name__ in seen:
-            return None
-        seen.add(value.__name__)
-        return {name: resolved(vars(value)[name]) for name in names if name in vars(value)}
-
-    space = function.__globals__
-    return {f"global {name}": resolved(space[name]) for name in names if name in space}
-
-
-def _names(code: CodeType) -> set[str]:
-    nested = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*nested)
-
-
-@functools.cache
-def _library_folders() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    found = {paths[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    found |= {*getattr(site, "getsitepackages", list)(), site.getusersitepackages()}
-    return tuple(sorted(os.path.realpath(path) + os.sep for path in found))
-
-
-def installed(name: str) -> bool:
-    """Whether a module belongs to Python, to this package or to another installed one, so that its name says enough."""
-    root = name.partition(".")[0]
-    if root == __package__ or root in sys.stdlib_module_names:
-        return True
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None or root == "__main__":
-        return False
-    if file is None:
-        return name in sys.builtin_module_names or root in ("torch", "numpy")
-    file = os.path.realpath(file)
-    return "site-packages" in file or file.startswith(_library_folders())
-
-
-def _hash(*parts: str | bytes | memoryview) -> bytes:
-    digest, head = hashlib.sha256(), bytearray()
-    for part in parts:
-        if isinstance(part, memoryview):  # values, which are not to be copied
-            digest.update(head + part.nbytes.to_bytes(8, "little"))
-            digest.update(part)
-            head.clear()
-        else:
-            raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-            head += len(raw).to_bytes(8, "little") + raw
-    digest.update(head)
-    return digest.digest()[:16]
 
 
 def _joined(label: str, name: str) -> str:

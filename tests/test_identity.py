@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import io
 import subprocess
 import sys
 import textwrap
@@ -453,9 +456,6 @@ def test_forged_checkpoints_are_refused(
             "identity": {},
             **{k: v for k, v in change.items() if v is not KeyError},
         }
-        import hashlib
-        import io
-
         buffer = io.BytesIO()
         torch.save({k: v for k, v in body.items() if change.get(k) is not KeyError}, buffer)
         digest = hashlib.sha256(buffer.getvalue()).digest()
@@ -493,10 +493,24 @@ def test_use_does_not_change_an_identity(tmp_path: Path) -> None:
     assert content_of(ig.BlackBox(abs, retries=3)).digest == content_of(ig.BlackBox(abs)).digest
 
 
-def test_a_module_of_the_user_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`import helpers; helpers.blur(x)`: the name of the function says nothing about it."""
-    import importlib
-
+@pytest.mark.parametrize(
+    ("code", "changed"),
+    [
+        (
+            "import own_helpers\noperator = lambda x: own_helpers.blur(x)",
+            "global own_helpers['blur'].code.constants[1]",
+        ),
+        ("from own_helpers import blur as operator", "code.constants[1]"),
+        (
+            "def operator(x):\n    from own_helpers import blur\n    return blur(x)",
+            "import own_helpers",
+        ),
+    ],
+)
+def test_a_module_of_the_user_is_followed(
+    code: str, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of a function says nothing about it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     found = []
     for gain in (1, 22):
@@ -504,13 +518,11 @@ def test_a_module_of_the_user_is_followed(tmp_path: Path, monkeypatch: pytest.Mo
         sys.modules.pop("own_helpers", None)
         importlib.invalidate_caches()
         space: dict[str, Any] = {"__name__": "__main__"}
-        exec("import own_helpers\noperator = lambda x: own_helpers.blur(x)", space)  # noqa: S102
+        exec(code, space)  # noqa: S102
         found.append(content_of(space["operator"]))
-    monkeypatch.delitem(sys.modules, "own_helpers")
+    sys.modules.pop("own_helpers", None)
     assert found[0].digest != found[1].digest
-    assert changed_parts(found[0].parts, found[1].parts) == [
-        "global own_helpers['blur'].code.constants[1]"
-    ]
+    assert changed_parts(found[0].parts, found[1].parts) == [changed]
 
 
 def test_point_estimate_solvers_have_identities_too(tmp_path: Path) -> None:
@@ -518,3 +530,26 @@ def test_point_estimate_solvers_have_identities_too(tmp_path: Path) -> None:
     problem = Problem(prior, ig.Likelihood(Same(), torch.ones(1, 4).double(), 0.5))
     first = run_identity(HQS(num_steps=3), problem, 1, 0, torch.float64)
     assert first == run_identity(HQS(num_steps=3), problem, 1, 0, torch.float64)
+
+
+def test_names_of_attributes_are_not_taken_for_globals() -> None:
+    """`x.gain` beside a global that happens to be called gain."""
+    found = []
+    for value in (1, 2):
+        space: dict[str, Any] = {"__name__": "__main__", "gain": value}
+        exec("operator = lambda x: x.gain", space)  # noqa: S102
+        found.append(content_of(space["operator"]).digest)
+    assert found[0] == found[1]
+
+
+def test_generators_count_by_their_seed() -> None:
+    """Their state changes with every use."""
+    for make, use in (
+        (lambda s: torch.Generator().manual_seed(s), lambda g: torch.rand(1, generator=g)),
+        (np.random.default_rng, lambda g: g.random()),
+    ):
+        generator = make(3)
+        before = content_of(generator).digest
+        use(generator)
+        assert content_of(generator).digest == before == content_of(make(3)).digest
+        assert content_of(make(4)).digest != before
