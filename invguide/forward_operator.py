@@ -40,7 +40,7 @@ def conjugate_gradient(
     """Solve matvec(x) = rhs for a symmetric positive definite map, each sample on its own.
 
     A sample that has converged is frozen, so that its answer does not depend on how long its neighbours in the batch
-    take.
+    take. Each right-hand side is scaled to length 1, so that units of any size leave squares within range.
 
     Args:
         matvec: The map, (B, ...) -> (B, ...).
@@ -50,12 +50,15 @@ def conjugate_gradient(
         enough: or at most this, (B,), where given.
         preconditioner: About the inverse of the map, symmetric positive definite too, (B, ...) -> (B, ...).
     """
+    length_of_rhs = norm(rhs)
+    unit = torch.where(length_of_rhs > 0, length_of_rhs, 1.0)
+    rhs = rhs / per_sample(unit, rhs.real)
     x, residual = torch.zeros_like(rhs), rhs
     conditioned = rhs if preconditioner is None else preconditioner(rhs)
     direction = conditioned
     square = inner(residual, conditioned)
-    goal = tolerance * norm(rhs)
-    goal = goal if enough is None else torch.maximum(goal, enough)
+    goal = torch.full_like(unit, tolerance)
+    goal = goal if enough is None else torch.maximum(goal, enough / unit)
     for _ in range(max_iterations):
         active = (norm(residual) > goal) & (square > 0)
         if not bool(active.any()):
@@ -70,7 +73,7 @@ def conjugate_gradient(
         ratio = torch.where(active, new_square / square, 0.0)
         direction = conditioned + per_sample(ratio, x.real) * direction
         square = torch.where(active, new_square, square)
-    return x
+    return x * per_sample(unit, x.real)
 
 
 class SVD(NamedTuple):
@@ -252,23 +255,32 @@ class LinearOperator(Operator):
         return None if shape is None else self.svd(y.real.new_empty((1, *shape)))
 
 
-def is_orthonormal(operator: LinearOperator, x: Tensor, y: Tensor) -> bool:
-    """Whether A* A and A A* leave random signals like x (1, *shape) and y (1, *y_shape) as they are, to rounding.
+def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float | None:
+    """Return c > 0 where A* A = A A* = c^2 I, to rounding, judged on random signals like x (1, *shape) and y; else None.
 
-    Four calls of the operator. A random signal is left alone by no other map.
+    Four calls of the operator. A random signal keeps its direction under no other map.
     """
     if y.is_complex() or x.shape[1:].numel() != y.shape[1:].numel():
-        return False
+        return None
     source = torch.Generator().manual_seed(0)
+    scale: float | None = None
     for like, there, back in (
         (x, operator.forward, operator.adjoint),
         (y, operator.adjoint, operator.forward),
     ):
         probe = torch.randn(like.shape, generator=source, dtype=like.dtype).to(like.device)
-        error = norm(back(there(probe)) - probe)
-        if not bool((error <= 100 * torch.finfo(like.dtype).eps * norm(probe)).all()):
-            return False
-    return True
+        # Squares of large units would leave the range of single precision.
+        image, size = back(there(probe)).double(), norm(probe.double())
+        if scale is None:
+            scale = float(norm(image) / size) ** 0.5
+            if not 0 < scale < float("inf"):
+                return None
+            if abs(scale - 1) < 100 * torch.finfo(like.dtype).eps:
+                scale = 1.0
+        error = norm(image / scale**2 - probe.double())
+        if not bool((error <= 100 * torch.finfo(like.dtype).eps * size).all()):
+            return None
+    return scale
 
 
 def check_batch(operator: Operator, x: Tensor, y: Tensor) -> None:

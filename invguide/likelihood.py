@@ -151,6 +151,10 @@ class Likelihood:
         noise = self.noise.to(device, dtype)
         return self._with(operator=self.operator.to(device), y=y, noise=noise, known=known)
 
+    def with_noise(self, noise: NoiseModel) -> Likelihood:
+        """Return the likelihood of the same measurements under another law, bound to them already."""
+        return self._with(noise=noise)
+
     def through(self, decode: Callable[[Tensor], Tensor]) -> Likelihood:
         """Return the likelihood of z, where x = decode(z)."""
         through = self._with(operator=_Through(self._measure, decode))

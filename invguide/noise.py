@@ -79,6 +79,11 @@ class Gaussian(GaussianLaw):
             sigma = torch.where(sigma == 0, floor, sigma)
         return self._with(sigma_y=sigma.contiguous())
 
+    @classmethod
+    def bound(cls, sigma_y: Tensor) -> Gaussian:
+        """The law of checked standard deviations, (B, ...), which broadcast to y."""
+        return cls(0.0)._with(sigma_y=sigma_y)
+
     def whiten(self, residual: Tensor) -> Tensor:
         return residual / self.sigma_y
 

@@ -32,6 +32,7 @@ class Poisson(NoiseModel):
         ShapeError: A gain that does not fit y.
     """
 
+    reweightings = 1  # Fisher scoring: converged, dark pixels are drawn to their mode and lose
     tensors = ("gain",)
 
     def __init__(self, gain: Tensor | float) -> None:
@@ -47,6 +48,9 @@ class Poisson(NoiseModel):
 
     def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
         return log_counts(y / self.gain, predicted / self.gain).flatten(1).sum(1)
+
+    def local_sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return self.sigma(predicted, y)
 
     def sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
         """Of at least 0.1 counts: what is darker still tells nothing in proportion."""
@@ -77,6 +81,7 @@ class PoissonGaussian(NoiseModel):
         ShapeError: Either does not fit y.
     """
 
+    reweightings = 1  # Fisher scoring: converged, dark pixels are drawn to their mode and lose
     tensors = ("gain", "sigma_y")
 
     def __init__(self, gain: Tensor | float, sigma_y: Tensor | float) -> None:
@@ -110,6 +115,9 @@ class PoissonGaussian(NoiseModel):
             reading = torch.where(k >= 0, reading, -torch.inf)
             terms.append(log_counts(kept, rate) + reading)
         return torch.stack(terms).logsumexp(0).flatten(1).sum(1)
+
+    def local_sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return self.sigma(predicted, y)
 
     def sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
         return (self.gain * predicted.detach().clamp_min(0.0) + self.sigma_y**2).sqrt()

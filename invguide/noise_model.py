@@ -24,6 +24,9 @@ class NoiseModel(ABC):
     """
 
     tensors: ClassVar[tuple[str, ...]] = ()
+    reweightings: ClassVar[int] = (
+        0  # of a data step through `local_sigma`, each at the point of the one before
+    )
 
     @abstractmethod
     def bind(self: Law, y: Tensor) -> Law:
@@ -44,6 +47,13 @@ class NoiseModel(ABC):
         """
         sigma = self.sigma(predicted, y)
         return None if sigma is None else (y - predicted) / sigma
+
+    def local_sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        """Standard deviation of the Gaussian around y that has this law's slope at `predicted`, shape of y.
+
+        (y - predicted) / sigma^2 = d log p / d predicted, bounded away from 0. Of laws with `reweightings`.
+        """
+        raise NotImplementedError
 
     def squares(self, predicted: Tensor, y: Tensor) -> Tensor | None:
         """What chi2 is the mean of, (B, *y_shape): of expectation 1 at the truth, 2 for complex y.

@@ -11,6 +11,9 @@ from invguide.errors import InputError
 from invguide.noise_model import NoiseModel, fitted, number
 
 
+LEAST_DISTANCE = 1e-2  # scales; nearer to the kink of Laplace, its slope is that of a Gaussian
+
+
 class Laplace(NoiseModel):
     """y = A x + n, log p(n) = -|n| / scale: sparse large errors. Complex y: each of the two parts.
 
@@ -26,6 +29,7 @@ class Laplace(NoiseModel):
     """
 
     tensors = ("scale",)
+    reweightings = 8
 
     def __init__(self, scale: Tensor | float) -> None:
         self.scale = positive(scale, "Laplace", "scale")
@@ -38,6 +42,10 @@ class Laplace(NoiseModel):
 
     def sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
         return math.sqrt(2) * self.scale
+
+    def local_sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        distance = (y - predicted).abs() / self.scale
+        return self.scale * distance.clamp_min(LEAST_DISTANCE).sqrt()
 
     def squares(self, predicted: Tensor, y: Tensor) -> Tensor:
         return _parts((y - predicted) / self.scale).abs().sum(-1)
@@ -60,6 +68,7 @@ class StudentT(NoiseModel):
     """
 
     tensors = ("scale", "dof")
+    reweightings = 8
 
     def __init__(self, scale: Tensor | float, dof: Tensor | float = 3.0) -> None:
         self.scale = positive(scale, "StudentT", "scale")
@@ -77,6 +86,10 @@ class StudentT(NoiseModel):
         if not bool((self.dof > 2).all()):
             return None
         return self.scale * (self.dof / (self.dof - 2)).sqrt()
+
+    def local_sigma(self, predicted: Tensor, y: Tensor) -> Tensor:
+        square = ((y - predicted).abs() / self.scale) ** 2
+        return self.scale * ((self.dof + square) / (self.dof + 1)).sqrt()
 
     def squares(self, predicted: Tensor, y: Tensor) -> Tensor:
         r, dof = _parts((y - predicted) / self.scale), self.dof[..., None]

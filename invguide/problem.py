@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invguide.data_size import SharedSize, measured_size, of_first
 from invguide.errors import InputError, RunError, ShapeError
-from invguide.forward_operator import LinearOperator, Operator, inner, is_orthonormal
+from invguide.forward_operator import LinearOperator, Operator, inner, norm, orthonormal_scale
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian, GaussianLaw
 from invguide.prior import Prior, per_sample
@@ -121,8 +121,9 @@ class Problem:
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them
         self.size = SharedSize(self.condition)
-        self._orthonormal: bool | None = None  # not yet asked
+        self._orthonormal: float | None = None  # its scale, 0 where it is not; None: not yet asked
         self._own_step: bool | None = None
+        self._gain: Tensor | None = None
         exact = torch.promote_types(prior.dtype, torch.float32)
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = _resolve_shape(prior, likelihood, shape)
@@ -146,7 +147,7 @@ class Problem:
         """Return the problem whose row i is measurement index[i]; the counters are shared."""
         likelihood = None if self.likelihood is None else self.likelihood.rows(index)
         condition = {k: v[index.to(v.device)] for k, v in self.condition.items()}
-        return self._with(likelihood=likelihood, condition=condition)
+        return self._with(likelihood=likelihood, condition=condition, _gain=None)
 
     def repeat(self, count: int, rows: int) -> Problem:
         """Return the problem of `rows` rows with each row `count` times in a row, as candidates b * count + k."""
@@ -158,7 +159,7 @@ class Problem:
         likelihood = None if self.likelihood is None else self.likelihood.to(device, dtype)
         condition = {k: v.to(device) for k, v in self.condition.items()}
         like = torch.empty(0, dtype=dtype, device=device)
-        return self._with(likelihood=likelihood, condition=condition, like=like)
+        return self._with(likelihood=likelihood, condition=condition, like=like, _gain=None)
 
     def replica(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
         """Return a copy on another device that shares nothing with this one but the measured size of clean signals.
@@ -333,6 +334,56 @@ class Problem:
         return self.sigma_y
 
     @property
+    def noise_level(self) -> Tensor | None:
+        """Of what standard deviation the noise is in signals, normalised units, (B,); None where no law tells.
+
+        That of y over the gain of the operator, so that units of y drop out: of a law whose deviation varies, the
+        median of Gaussian ones, where some may stand for no value at all, else the root mean square at y.
+        """
+        if self.likelihood is None or not self.prior.affine:
+            return None
+        law, y = self.likelihood.noise, self.y
+        sigma = law.sigma(y, y)
+        if sigma is None or law.squares(y, y) is None:
+            return None
+        sigma = sigma.expand(y.shape).flatten(1).contiguous()  # median misreads expanded ones
+        if isinstance(law, GaussianLaw):
+            sigma = sigma.median(1).values
+        else:
+            scale = sigma.amax(1, keepdim=True)
+            known = self.likelihood.only_known(torch.ones_like(y.real)).flatten(1)
+            square = (known * (sigma / scale) ** 2).sum(1) / known.sum(1)
+            sigma = scale[:, 0] * square.sqrt()
+        return sigma / self.gain() / self.prior.scale
+
+    def gain(self) -> Tensor:
+        """By how much a change of a signal comes out larger in y, (B,): root mean square over that of the change.
+
+        The larger of two changes: from dark to bright everywhere, and, for maps that are blind to that, a white one.
+        """
+        if self._gain is not None and len(self._gain) == len(self.y):
+            return self._gain
+        assert self.likelihood is not None
+        likelihood, y = self.likelihood, self.y
+        dark = torch.full(
+            (len(y), *self.data_shape), self.prior.shift, dtype=y.real.dtype, device=y.device
+        )
+        dark = dark - self.prior.scale
+        source = torch.Generator().manual_seed(0)
+        white = torch.randn(dark.shape[1:], generator=source, dtype=dark.dtype).to(dark)
+        found = []
+        with torch.no_grad():
+            start = likelihood.residual(dark)
+            for change in (torch.ones_like(dark), white.expand_as(dark)):
+                there = likelihood.residual(dark + 2 * self.prior.scale * change)
+                size = (likelihood.sizes / change[0].numel()).sqrt() * norm(change)
+                found.append(norm(start - there) / (2 * self.prior.scale * size))
+        # A nonlinear operator may know nothing of white signals.
+        gain = torch.stack(found).nan_to_num(0.0, posinf=0.0).amax(0)
+        self._gain = torch.where(gain > 0, gain, 1.0)
+        return self._gain
+
+    @property
     def has_residuals(self) -> bool:
         """Whether `whitened` has an answer: there is a measurement, and its noise law tells a standard deviation."""
         if self.likelihood is None:
@@ -393,7 +444,10 @@ class Problem:
 
     @property
     def orthonormal(self) -> bool:
-        """Whether y is an orthonormal transform of x with one sigma_y per measurement, so that A* y = x + sigma_y n."""
+        """Whether y is c times an orthonormal transform of x with one sigma_y per measurement.
+
+        Then A* y / c^2 = x + sigma_y / c n, whatever the units of y are.
+        """
         if not self.linear or self.sigma_y is None or self.reward is not None:
             return False
         if self.likelihood is None or self.likelihood.masked:
@@ -402,10 +456,9 @@ class Problem:
             y, operator = self.y, self.likelihood.operator
             x = torch.empty(1, *self.data_shape, dtype=y.real.dtype, device=y.device)
             with torch.no_grad():
-                self._orthonormal = isinstance(operator, LinearOperator) and is_orthonormal(
-                    operator.to(y.device), x, y[:1]
-                )
-        return self._orthonormal
+                assert isinstance(operator, LinearOperator)
+                self._orthonormal = orthonormal_scale(operator.to(y.device), x, y[:1]) or 0.0
+        return self._orthonormal > 0
 
     @property
     def denoises(self) -> bool:
@@ -413,14 +466,21 @@ class Problem:
         return self.orthonormal and bool((self.whole_signal_level() <= self.prior.sigma_max).all())
 
     def whole_signal(self) -> Tensor:
-        """A* y in normalised units, (B, *shape): the clean signal at noise level `whole_signal_level`."""
+        """A* y / c^2 in normalised units, (B, *shape): the clean signal at noise level `whole_signal_noise`."""
         assert self.likelihood is not None
         assert isinstance(self.likelihood.operator, LinearOperator)
-        return self.prior.to_normalised(self.likelihood.operator.adjoint(self.y))
+        assert self._orthonormal
+        signal = self.likelihood.operator.adjoint(self.y) / self._orthonormal**2
+        return self.prior.to_normalised(signal)
+
+    def whole_signal_noise(self) -> Tensor:
+        """Standard deviation of the noise in `whole_signal`, (B,), normalised units."""
+        assert self._orthonormal
+        return self.require_sigma_y("denoising in one call") / self._orthonormal
 
     def whole_signal_level(self) -> Tensor:
-        """sigma_y in normalised units, (B,), at least the least level that the prior knows."""
-        return self.require_sigma_y("denoising in one call").clamp_min(self.prior.sigma_min)
+        """The same, but at least the least level that the prior knows."""
+        return self.whole_signal_noise().clamp_min(self.prior.sigma_min)
 
     @property
     def closed_form(self) -> bool:

@@ -25,7 +25,8 @@ def proximal(
     Linear operator and Gaussian noise of any covariance C: exact, z = x + A* (A A* + C / variance)^-1 (y - A x),
     through the operator's own `solve` where C = sigma_y^2 I, else by conjugate gradients on the whitened system.
     Rounded values of a linear operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`; also
-    for Gaussian noise and any operator that knows it, see `Operator.posterior_mean`. Everything else differentiable:
+    for Gaussian noise and any operator that knows it, see `Operator.posterior_mean`. Other laws of a linear operator that
+    have a Gaussian of the same slope: least squares with weights, see `_reweighted`. Everything else differentiable:
     DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above the objective of x.
 
     Args:
@@ -42,6 +43,8 @@ def proximal(
         mean = _mean_of_rounded(operator, noise, likelihood.y, x, variance)
         if mean is not None:
             return mean
+    if noise.reweightings and isinstance(operator, LinearOperator):
+        return _reweighted(likelihood, x, variance, accuracy)
     if not isinstance(noise, GaussianLaw):
         return _descend(likelihood, x, variance)
     if not isinstance(operator, LinearOperator):
@@ -50,20 +53,48 @@ def proximal(
         mean = operator.posterior_mean(x, likelihood.y, per_sample(variance, x), noise.sigma_y)
         return _descend(likelihood, x, variance) if mean is None else mean
     sigma = noise.one_sigma
-    error = accuracy * (variance * x[0].numel()).sqrt()
+    error = _allowed(x, variance, accuracy)
     if sigma is not None and not likelihood.masked:
         residual, ridge = likelihood.residual(x), sigma**2 / variance
         if not accuracy:
             return x + operator.adjoint(operator.solve(residual, ridge))
         return x + operator.adjoint(operator.solve_within(residual, ridge, error))
-    # In units of the noise, CG stays fast where that varies by orders of magnitude, and no unit can overflow.
-    white = WhitenedMap(likelihood)
+    return _solved(WhitenedMap(likelihood), x, variance, error)
+
+
+def _allowed(x: Tensor, variance: Tensor, accuracy: float) -> Tensor:
+    """Error of a data step, Euclidean norm, (B,)."""
+    return accuracy * (variance * x[0].numel()).sqrt()
+
+
+def _solved(white: WhitenedMap, x: Tensor, variance: Tensor, error: Tensor) -> Tensor:
+    """The proximal point of x, z = x + variance W* v, (I + variance W W*) v = W (y - A x), W the whitened map.
+
+    In units of the noise, CG stays fast where that varies by orders of magnitude, and no unit can overflow.
+    """
+    damping = per_sample(variance, x)
     solution = conjugate_gradient(
-        lambda v: per_sample(variance, v.real) * white(white.adjoint(v)) + v,
+        lambda v: white(damping * white.adjoint(v)) + v,
         white.residual(x),
         enough=2 * error / variance.sqrt(),
     )
-    return x + per_sample(variance, x) * white.adjoint(solution)
+    return x + damping * white.adjoint(solution)
+
+
+def _reweighted(likelihood: Likelihood, x: Tensor, variance: Tensor, accuracy: float) -> Tensor:
+    """Data steps of Gaussians with the slope of the law where the last one ended, `NoiseModel.reweightings` of them.
+
+    For Laplace and Student's t this never leads away from the proximal point (iteratively reweighted least squares:
+    the Gaussians are bounds); for counts, one is a step of Fisher scoring.
+    """
+    error, z = _allowed(x, variance, accuracy), x
+    for _ in range(likelihood.noise.reweightings):
+        sigma = likelihood.noise.local_sigma(
+            likelihood.only_known(likelihood.operator(z)), likelihood.y
+        )
+        local = likelihood.with_noise(Gaussian.bound(sigma.expand(likelihood.y.shape)))
+        z = _solved(WhitenedMap(local), x, variance, error)
+    return z
 
 
 def _mean_of_rounded(

@@ -112,6 +112,9 @@ class DPS(Solver[DPSState]):
         # grad |r| = -sigma_y^2 grad log p / |r|, and |r| = sigma_y sqrt(-2 log p).
         norm = (-2 * guidance.log_prob).clamp_min(1e-12).sqrt()
         size = self.guidance_scale * ((1 + a**2) * (1 + b**2)) ** 0.5 * sigma_y / norm
+        size = (
+            size / problem.gain()
+        )  # in units of the signal: released operators have a gain of about 1
         return per_sample(size, guidance.gradient) * guidance.gradient
 
     def estimate(self, state: DPSState) -> Tensor:

@@ -92,13 +92,13 @@ class HQS(Solver[HQSState]):
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
         denoised = turn_back(problem.denoise(turn_image(state.x, turn), s), turn)
         x = problem.prox(denoised, s / self.lam**0.5)
-        if k == self.num_steps - 1 and _untold(problem) and problem.sigma_y is not None:
-            denoised = torch.where(per_sample(problem.sigma_y < end, x) > 0, x, denoised)
+        if k == self.num_steps - 1 and _untold(problem) and problem.noise_level is not None:
+            denoised = torch.where(per_sample(problem.noise_level < end, x) > 0, x, denoised)
         return HQSState(x, denoised), HQSInfo(s)
 
     def _end(self, problem: Problem, x: Tensor) -> Tensor:
         """The last level of each row, (B,)."""
-        noise = problem.sigma_y
+        noise = problem.noise_level
         if self.sigma_end is not None or noise is None:
             return x.new_full((len(x),), self.sigma_end or UNKNOWN_NOISE)
         lowest = max(LOWEST, problem.prior.sigma_min)
@@ -112,7 +112,7 @@ class HQS(Solver[HQSState]):
 
 def _incomplete(problem: Problem) -> bool:
     """Whether entries of x are not measured at all."""
-    return problem.likelihood is not None and problem.likelihood.operator.observed() is not None
+    return problem.likelihood is not None and problem.likelihood.known is not None
 
 
 def _untold(problem: Problem) -> bool:
@@ -123,10 +123,12 @@ def _untold(problem: Problem) -> bool:
 def _continued(problem: Problem) -> Tensor:
     """A first guess where pixels are missing: the others, continued smoothly. A grey start stays in wide holes."""
     assert problem.likelihood is not None
-    y, known = problem.y, problem.likelihood.operator.observed()
+    y, known = problem.y, problem.likelihood.known
     shape = problem.data_shape
     images = len(shape) == 3 and y.shape[2:] == shape[1:] and not y.is_complex()
-    if known is None or not images or known.shape[0] != 1 or y.shape[1] not in (1, shape[0]):
+    if known is None or not images or len(known) != 1 or y.shape[1] not in (1, shape[0]):
         return problem.blank_estimate()
-    filled = harmonic_extension(y, known.to(y.device))
+    if not bool((known == known[:, :1]).all()):
+        return problem.blank_estimate()
+    filled = harmonic_extension(y / per_sample(problem.gain(), y), known[0, :1])
     return problem.prior.to_normalised(filled.expand(-1, shape[0], -1, -1).clone())

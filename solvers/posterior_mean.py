@@ -66,7 +66,7 @@ class PosteriorMean(Solver[PosteriorMeanState]):
         self, problem: Problem, state: PosteriorMeanState, k: int, noise: Noise
     ) -> tuple[PosteriorMeanState, PosteriorMeanInfo]:
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
-        level, sigma = problem.whole_signal_level(), problem.require_sigma_y("PosteriorMean")
+        level, sigma = problem.whole_signal_level(), problem.whole_signal_noise()
         view = turn_image(problem.whole_signal(), turn)
         denoised = denoise_at(problem.denoise, view, sigma, problem.prior.sigma_min)
         total = state.total + turn_back(denoised, turn)

@@ -90,7 +90,10 @@ class REDDiff(Solver[REDDiffState]):
             sigma_y = problem.require_sigma_y("REDDiff(weight='official')")
             sizes = problem.y[0].numel(), state.x0[0].numel()
             gradient = self.prior_weight * level * residual / sizes[1]
-            gradient = gradient - per_sample(sigma_y**2, slope) * slope / sizes[0]
+            # Of the residual in units of the signal: released operators have a gain of about 1.
+            gradient = (
+                gradient - per_sample((sigma_y / problem.gain()) ** 2, slope) * slope / sizes[0]
+            )
         else:
             gradient = self.prior_weight * residual / level - slope
         x0, first, second = adam(
@@ -104,7 +107,7 @@ class REDDiff(Solver[REDDiffState]):
         if self.weight == "official":
             s, _ = problem.levels("vp-linear", self.num_steps, k)
             return s * rows, self.learning_rate
-        sigma_y = problem.sigma_y
+        sigma_y = problem.noise_level
         if self.sigma_end is not None or sigma_y is None:
             end = (self.sigma_end or 0.05) * rows
         else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
-from invguide.forward_operator import LinearOperator, is_orthonormal
+from invguide.forward_operator import LinearOperator, orthonormal_scale
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.prior import Prior
@@ -154,12 +154,14 @@ class Doubled(Turned):
 
 @pytest.mark.parametrize(
     ("operator", "expected"),
-    [(Identity(), True), (Turned(), True), (Doubled(), False), (OPERATORS["blur"], False)],
+    [(Identity(), 1.0), (Turned(), 1.0), (Doubled(), 2.0), (OPERATORS["blur"], None)],
 )
-def test_orthonormal_maps_are_told(operator: LinearOperator, expected: bool) -> None:
+def test_orthonormal_maps_are_told_with_their_scale(
+    operator: LinearOperator, expected: float | None
+) -> None:
     for dtype in (torch.float32, torch.float64):
         x = torch.empty(1, *SHAPE, dtype=dtype)
-        assert is_orthonormal(operator, x, x) is expected
+        assert orthonormal_scale(operator, x, x) == pytest.approx(expected, rel=1e-5)
 
 
 class Crooked(Prior):

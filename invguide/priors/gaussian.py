@@ -100,7 +100,8 @@ class Gaussian(Prior):
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n clean signals, (n, *shape), normalised units."""
         noise = normal((n, len(self.eigenvalues)), generator(seed, torch.device("cpu")), self.mean)
-        draws = noise * self.eigenvalues.sqrt() @ self.eigenvectors.mT
+        # The symmetric root: eigenvectors of equal eigenvalues are anything, and a rounding error would turn the draw.
+        draws = noise @ self.eigenvectors * self.eigenvalues.sqrt() @ self.eigenvectors.mT
         return draws.reshape(n, *self.mean.shape) + self.mean
 
     def posterior(self, A: Tensor | LinearOperator, y: Array, sigma_y: float) -> Gaussian:

@@ -177,7 +177,7 @@ class GaussianMixture(Prior):
         for k in range(len(self.means)):  # one (d, d) product each, never an (n, d, d) tensor
             rows = chosen == k
             values, vectors = self._eigen(k)
-            draws[rows] = noise[rows] * values.sqrt() @ vectors.mT
+            draws[rows] = noise[rows] @ vectors * values.sqrt() @ vectors.mT  # as Gaussian.sample
         return self.means[chosen] + draws.reshape(n, *self.means.shape[1:])
 
     def posterior(self, A: Tensor | LinearOperator, y: Array, sigma_y: float) -> GaussianMixture:
