@@ -56,7 +56,8 @@ class DPS(Solver[DPSState]):
         than level a leaves open, since slopes of nonlinear operators hold nearby only. For a reward N = 1.
         "likelihood" is the equation of the paper without its step-size heuristic (eq. 11-12).
         "official" is the released step: a gradient of the plain norm, in the scaled coordinates of a
-        variance-preserving network, here in ours; the norm is per sample, the result is the last D.
+        variance-preserving network, here in ours; the norm is per sample, the result is the last D. Its norm is in
+        units of y, so that guidance_scale is too.
 
     Bias:
         "likelihood" and "official" ignore Var[x0 | x]: the mean is pulled onto y, and the spread of measured directions
@@ -112,9 +113,6 @@ class DPS(Solver[DPSState]):
         # grad |r| = -sigma_y^2 grad log p / |r|, and |r| = sigma_y sqrt(-2 log p).
         norm = (-2 * guidance.log_prob).clamp_min(1e-12).sqrt()
         size = self.guidance_scale * ((1 + a**2) * (1 + b**2)) ** 0.5 * sigma_y / norm
-        size = (
-            size / problem.gain()
-        )  # in units of the signal: released operators have a gain of about 1
         return per_sample(size, guidance.gradient) * guidance.gradient
 
     def estimate(self, state: DPSState) -> Tensor:

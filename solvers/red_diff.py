@@ -46,7 +46,7 @@ class REDDiff(Solver[REDDiffState]):
         level s. Levels fall exponentially from sigma_start to the noise of the measurement (below it the prior
         would only chase noise), and the rate falls with them. "official" uses means over m measurements and d
         unknowns of the plain residual and levels of the variance-preserving schedule, as released; but the result
-        is mu after the last update (released: before it).
+        is mu after the last update (released: before it). Its residual is in units of y, so that prior_weight is too.
 
     Bias:
         Mode seeking: seeds differ by optimiser noise, not by the posterior.
@@ -90,10 +90,7 @@ class REDDiff(Solver[REDDiffState]):
             sigma_y = problem.require_sigma_y("REDDiff(weight='official')")
             sizes = problem.y[0].numel(), state.x0[0].numel()
             gradient = self.prior_weight * level * residual / sizes[1]
-            # Of the residual in units of the signal: released operators have a gain of about 1.
-            gradient = (
-                gradient - per_sample((sigma_y / problem.gain()) ** 2, slope) * slope / sizes[0]
-            )
+            gradient = gradient - per_sample(sigma_y**2, slope) * slope / sizes[0]
         else:
             gradient = self.prior_weight * residual / level - slope
         x0, first, second = adam(

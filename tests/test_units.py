@@ -115,12 +115,10 @@ def test_units_do_not_matter_in_single_precision(name: str) -> None:
     ("name", "operator", "settings"),
     [
         ("HQS", Inpainting(torch.arange(36).reshape(SHAPE) % 3 > 0), {"num_steps": 12}),
-        ("DPS", GaussianBlur(sigma=0.7), {"num_steps": 12, "weight": "official"}),
-        ("REDDiff", GaussianBlur(sigma=0.7), {"num_steps": 40, "weight": "official"}),
         ("auto", Identity(), {}),
     ],
 )
-def test_units_do_not_matter_to_starts_released_steps_and_choices(
+def test_units_do_not_matter_to_starts_and_choices(
     name: str, operator: LinearOperator, settings: dict[str, Any]
 ) -> None:
     solver: Any = name if name == "auto" else make_solver(name, **settings)
