@@ -337,8 +337,9 @@ class Problem:
     def noise_level(self) -> Tensor | None:
         """Of what standard deviation the noise is in signals, normalised units, (B,); None where no law tells.
 
-        That of y over the gain of the operator, so that units of y drop out: of a law whose deviation varies, the
-        median of Gaussian ones, where some may stand for no value at all, else the root mean square at y.
+        That of y over the gain of the operator, so that units of y drop out. Of Gaussian laws whose deviation varies
+        the median, where some may stand for no value at all; of others the root mean square weighted by the variance:
+        that of the bright parts, for counts.
         """
         if self.likelihood is None or not self.prior.affine:
             return None
@@ -352,8 +353,8 @@ class Problem:
         else:
             scale = sigma.amax(1, keepdim=True)
             known = self.likelihood.only_known(torch.ones_like(y.real)).flatten(1)
-            square = (known * (sigma / scale) ** 2).sum(1) / known.sum(1)
-            sigma = scale[:, 0] * square.sqrt()
+            square = known * (sigma / scale) ** 2
+            sigma = scale[:, 0] * ((square**2).sum(1) / square.sum(1)).sqrt()
         return sigma / self.gain() / self.prior.scale
 
     def gain(self) -> Tensor:
