@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from invguide.errors import InputError, require
-from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch
-from invguide.noise import Gaussian, NoiseModel, Poisson
-from invguide.trial import evaluating, gradient_fault, modules_of
+from invguide.deepinv_physics import DeepinvOperator, from_deepinv
+from invguide.errors import InputError, ShapeError, require
+from invguide.forward_operator import LinearOperator, Operator, check_batch
+from invguide.noise import Gaussian, Poisson
+from invguide.trial import (
+    adjoint_defect,
+    adjoint_limit,
+    evaluating,
+    gradient_fault,
+    modules_of,
+)
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -177,12 +184,40 @@ class LinearFunctionOperator(FunctionOperator, LinearOperator):
     ) -> None:
         super().__init__(function, shape)
         self.adjoint_function = adjoint
+        self._adjoint_tried = False
         if adjoint is None and not self.differentiable:
             raise InputError(
                 f"{self._name} gives no gradient, so its adjoint is unknown; pass adjoint=..."
             )
 
     def adjoint(self, y: Tensor) -> Tensor:
+        if not self._adjoint_tried:
+            self._try_adjoint(y)
+        return self._adjoint(y)
+
+    def _try_adjoint(self, y: Tensor) -> None:
+        """One dot test, before the adjoint is used for the first time."""
+        back = self._adjoint(y)
+        if self.shape is not None and tuple(back.shape[1:]) != self.shape:
+            raise ShapeError(
+                f"adjoint= of {self._name} maps {tuple(y.shape[1:])} to {tuple(back.shape[1:])}; expected {self.shape}"
+            )
+        defect, limit = adjoint_defect(self.forward, self._adjoint, back), adjoint_limit(y.dtype)
+        if defect > limit:
+            given = self.adjoint_function is not None
+            fix = (
+                "pass its exact adjoint, or leave adjoint= out and give linear=True and shape=... to have the one of "
+                "automatic differentiation"
+                if given
+                else "leave linear=True out"
+            )
+            raise InputError(
+                f"|<A u, v> - <u, A* v>| / |A u||v| = {defect:.1g} for random u and v, above {limit:g}: "
+                f"{'adjoint= is not the adjoint of ' if given else 'not linear is '}{self._name}; {fix}"
+            )
+        self._adjoint_tried = True
+
+    def _adjoint(self, y: Tensor) -> Tensor:
         if self.adjoint_function is not None:
             return (
                 _to_tensor(self.adjoint_function(_to_array(y)), y)
@@ -190,10 +225,10 @@ class LinearFunctionOperator(FunctionOperator, LinearOperator):
                 else self.adjoint_function(y)
             )
         assert self.shape is not None
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = y.real.new_zeros((len(y), *self.shape), requires_grad=True)
             (gradient,) = torch.autograd.grad(
-                self._call(x.clone()), x, y, create_graph=y.requires_grad
+                self._call(x.clone()), x, y.clone(), create_graph=y.requires_grad
             )
         return gradient
 
@@ -208,133 +243,6 @@ def _to_array(x: Tensor) -> Any:
 def _to_tensor(y: Any, like: Tensor) -> Tensor:
     y = torch.as_tensor(np.array(y), device=like.device)
     return y.to(like.dtype.to_complex() if y.is_complex() else like.dtype)
-
-
-# ---- from deepinv
-
-
-def from_deepinv(physics: Physics) -> Operator:
-    """Return a deepinv physics as an operator; a linear one keeps adjoint, pseudo-inverse and SVD.
-
-    The physics is cloned, and never given keyword arguments, which would overwrite its parameters for good. Its noise
-    model becomes the `noise` of the operator where invguide has the law: one Gaussian sigma or one per measurement, and
-    normalised Poisson; else None.
-    """
-    from deepinv.physics import LinearPhysics
-
-    return (
-        DeepinvLinear(physics) if isinstance(physics, LinearPhysics) else DeepinvOperator(physics)
-    )
-
-
-def _noise_law(model: nn.Module) -> NoiseModel | None:
-    kind = type(model).__name__
-    if kind == "GaussianNoise":
-        sigma: Any = model.sigma
-        if sigma.numel() == 1:
-            return Gaussian(sigma.item()) if sigma.item() > 0 else None
-        return Gaussian(sigma.reshape(-1, 1, 1, 1))
-    if kind == "PoissonNoise" and bool(model.normalize):
-        gain: Any = model.gain
-        return Poisson(gain.item()) if gain.numel() == 1 else None
-    return None
-
-
-class DeepinvOperator(Operator):
-    """A deepinv physics without its noise. Single-precision ones are given, and give back, double by casting."""
-
-    def __init__(self, physics: Physics) -> None:
-        super().__init__()
-        self.physics: Any = physics.clone()
-        self.noise = _noise_law(self.physics.noise_model)
-        # The law is kept above. The module would hold a random generator, which cannot be copied.
-        self.physics.noise_model = nn.Identity()
-
-    def _call(self, function: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        """Call in the precision that the physics allows, and return that of x."""
-        try:
-            y = function(x)
-        except RuntimeError:
-            if x.dtype not in (torch.float64, torch.complex128):
-                raise
-            y = function(x.to(torch.complex64 if x.is_complex() else torch.float32))
-        if not isinstance(y, Tensor):
-            raise InputError(
-                f"{type(self.physics).__name__} gave a {type(y).__name__}; one tensor is needed. Flatten and join the "
-                f"parts: as_operator(lambda x: torch.cat([part.flatten(1) for part in physics.A(x)], 1))"
-            )
-        precision = x.real.dtype
-        return y.to(precision.to_complex() if y.is_complex() else precision)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._call(self.physics.A, x)
-        check_batch(self, x, y)
-        return y
-
-    def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        size = getattr(self.physics, "img_size", None)
-        return None if size is None else tuple(size)
-
-    def extra_repr(self) -> str:
-        return type(self.physics).__name__
-
-
-class DeepinvLinear(DeepinvOperator, LinearOperator):
-    """A linear deepinv physics.
-
-    What deepinv calls an SVD is used only as far as it holds: that the adjoints invert U and V is tried for every use,
-    and for `svd` that they keep lengths, which the half spectra of real Fourier transforms (`BlurFFT`) do not.
-    """
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self._call(self.physics.A_adjoint, y)
-
-    def _factors(self, z: Tensor) -> tuple[SVD, bool] | None:
-        """Return deepinv's factors for spectra like z (B, ...), and whether they keep lengths; None if wrong."""
-        mask = getattr(self.physics, "mask", None)
-        if (
-            not isinstance(mask, Tensor)
-            or mask.is_complex()
-            or (mask.ndim == z.ndim and len(mask) > 1)
-        ):
-            return None
-        call, p = self._call, self.physics
-        s = mask.to(z.real.dtype).expand(z[:1].shape)[0]
-        V, U = call(p.V, z), call(p.U, z)
-        if not (_close(call(p.V_adjoint, V), z) and _close(call(p.U_adjoint, U), z)):
-            return None
-        svd = SVD(
-            s,
-            U=lambda z: call(p.U, z),
-            U_adjoint=lambda y: call(p.U_adjoint, y),
-            V=lambda z: call(p.V, z),
-            V_adjoint=lambda x: call(p.V_adjoint, x),
-        )
-        return svd, _close(V.norm(), z.norm()) and _close(U.norm(), z.norm())
-
-    @property
-    def _decomposable(self) -> bool:
-        from deepinv.physics import DecomposablePhysics
-
-        return isinstance(self.physics, DecomposablePhysics)
-
-    def svd(self, x: Tensor) -> SVD | None:
-        if not self._decomposable:
-            return None
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(x[:1].shape, generator=generator).to(x)
-        found = self._factors(self._call(self.physics.V_adjoint, probe))
-        return found[0] if found is not None and found[1] else None
-
-    def _svd_for(self, y: Tensor) -> SVD | None:
-        if not self._decomposable:
-            return None
-        found = self._factors(self._call(self.physics.U_adjoint, y[:1]))
-        return None if found is None else found[0]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= 1e-4 * b.norm())
 
 
 # ---- to deepinv
@@ -357,8 +265,13 @@ def to_deepinv(operator: Operator, sigma_y: Tensor | float | None = None) -> Phy
         )
     elif isinstance(law, Poisson):
         noise_model = dinv.PoissonNoise(law.gain)
-    else:
+    elif law is None:
         noise_model = dinv.ZeroNoise()
+    else:
+        raise InputError(
+            f"the noise law {type(law).__name__} is not turned back into a noise model of deepinv; pass sigma_y=..., and "
+            f"set the noise_model of the result"
+        )
     if isinstance(operator, DeepinvOperator):
         physics = operator.physics.clone()
         physics.noise_model = noise_model

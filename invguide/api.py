@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invguide import driver
 from invguide.errors import InputError, ShapeError, suggest
-from invguide.forward_operator import check_batch
+from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel
 from invguide.policy import choose
@@ -23,6 +23,7 @@ from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
 from invguide.solver import Solver
+from invguide.trial import adjoint_defect, adjoint_limit
 
 
 def load_prior(
@@ -191,6 +192,7 @@ def prepare(
 ) -> tuple[Solver[Any], Problem, str]:
     """Return what `solve` with these arguments hands to the driver, checked, and why "auto" took this solver."""
     from invguide.adapters import as_operator
+    from invguide.deepinv_physics import DeepinvStack
 
     prior = load_prior(prior)
     operator = as_operator(operator)
@@ -203,6 +205,8 @@ def prepare(
         raise InputError(
             "the noise level is unknown; pass sigma_y=..., in the units of y, or noise=..."
         )
+    if isinstance(operator, DeepinvStack) and not isinstance(y, (Tensor, np.ndarray)):
+        y = operator.join(y)
     likelihood = Likelihood(operator, y, law, mask)
     problem = Problem(prior, likelihood, shape=shape, condition=condition)
     _probe(problem)
@@ -279,3 +283,18 @@ def _probe(problem: Problem) -> None:
             f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
         )
     likelihood.try_gradient(signal)
+    _try_adjoint(likelihood.operator, signal)
+
+
+def _try_adjoint(operator: Operator, x: Tensor) -> None:
+    """Refuse an operator of the user's own class whose adjoint is none; what adapters make has tried its own."""
+    if not isinstance(operator, LinearOperator) or type(operator).__module__.startswith(
+        "invguide."
+    ):
+        return
+    defect, limit = adjoint_defect(operator, operator.adjoint, x), adjoint_limit(x.dtype)
+    if defect > limit:
+        raise InputError(
+            f"{type(operator).__name__}.adjoint is not the adjoint of forward: |<A u, v> - <u, A* v>| / |A u||v| = "
+            f"{defect:.1g} for random u and v, above {limit:g}; {type(operator).__name__}.check(shape=...) shows more"
+        )

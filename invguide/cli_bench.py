@@ -343,3 +343,17 @@ def bench_peers(
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
     print(run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device))
+
+
+@command("physics", bench)
+def bench_physics(
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="As in deepinv.physics; may be given several times [all]."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Send every physics of deepinv through `solve`, and compare the answers with dense algebra."""
+    from invguide.bench import physics as run
+
+    print(run(**_given(classes=class_), seed=seed))

@@ -120,6 +120,10 @@ class Operator(nn.Module, ABC):
         """
         return None
 
+    def rows(self, index: Tensor) -> Operator:
+        """Return the operator of measurements index (N,), which may repeat; for parameters of each measurement."""
+        return self
+
     def posterior_mean(
         self, x: Tensor, y: Tensor, variance: Tensor, sigma: Tensor
     ) -> Tensor | None:

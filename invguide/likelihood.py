@@ -142,7 +142,10 @@ class Likelihood:
         known = self.known
         if known is not None and len(known) > 1:
             known = known[index]
-        return self._with(y=self.y[index], noise=self.noise.rows(index), known=known)
+        operator = self.operator.rows(index)
+        return self._with(
+            operator=operator, y=self.y[index], noise=self.noise.rows(index), known=known
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Likelihood:
         kind = torch.complex(torch.zeros(0, dtype=dtype), torch.zeros(0, dtype=dtype)).dtype
@@ -263,6 +266,11 @@ class _ByAdjoint(Operator):
 
     def observed(self) -> Tensor | None:
         return self.operator.observed()
+
+    def rows(self, index: Tensor) -> Operator:
+        part = self.operator.rows(index)
+        assert isinstance(part, LinearOperator)
+        return _ByAdjoint(part)
 
 
 class _Linear(torch.autograd.Function):

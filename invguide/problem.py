@@ -434,7 +434,7 @@ class Problem:
         if not isinstance(self.likelihood.noise, Gaussian) or self.likelihood.masked:
             return False
         if self._own_step is None:
-            y = self.y[:1]
+            y, operator = self.y[:1], operator.rows(torch.tensor([0]))
             one = y.real.new_ones(())
             x = y.real.new_zeros(1, *self.data_shape)
             with torch.no_grad():
@@ -454,7 +454,7 @@ class Problem:
         if self.likelihood is None or self.likelihood.masked:
             return False
         if self._orthonormal is None:
-            y, operator = self.y, self.likelihood.operator
+            y, operator = self.y, self.likelihood.operator.rows(torch.tensor([0]))
             x = torch.empty(1, *self.data_shape, dtype=y.real.dtype, device=y.device)
             with torch.no_grad():
                 assert isinstance(operator, LinearOperator)
@@ -501,7 +501,8 @@ class Problem:
             white = WhitenedMap(self.likelihood.rows(torch.tensor([row])))
             return posterior(white, white.y, 1.0)
         sigma = float(self.sigma_y[row]) * self.prior.scale
-        return posterior(self.likelihood.operator, self.y[row, None], sigma)
+        operator = self.likelihood.operator.rows(torch.tensor([row]))
+        return posterior(operator, self.y[row, None], sigma)
 
     def whitened_linear(self) -> WhitenedLinear:
         """The measurement as whitened linear algebra; for linear operators and Gaussian noise."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from invguide.errors import InputError
-from invguide.forward_operator import LinearOperator, Operator, inner, norm
+from invguide.forward_operator import Operator, inner, norm
 
 CUT = "does not reach x: it is cut by detach, numpy or no_grad"
 RAISES = "cannot be taken"
@@ -98,31 +98,44 @@ def _pulled_back(y: Tensor, x: Tensor) -> Tensor | None:
     return torch.autograd.grad(y, x, weights, allow_unused=True)[0]
 
 
-def adjoint_defect(operator: LinearOperator, u: Tensor, v: Tensor) -> float:
-    """Return |<A u, v> - <u, A* v>| / (|A u| |v|), the largest of all rows: two calls.
+def adjoint_defect(
+    forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], x: Tensor
+) -> float:
+    """Return |<A u, v> - <u, A* v>| / (|A u| |v|), the largest of all rows: one call of each.
 
-    A* v of another shape than u counts as infinite.
+    u is random, of the shape of x (B, *shape), and v is A u / |A u| and a random direction: the first makes the
+    products large, so that small errors show, and the second sees what A does not reach. An A* v of another shape than
+    u counts as infinite.
     """
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        image, back = operator(u), operator.adjoint(v)
-        if back.shape != u.shape or image.shape != v.shape:
+        u = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        image = forward(u)
+        kind = torch.complex128 if image.is_complex() else torch.float64
+        direction = torch.randn(image.shape, generator=generator, dtype=kind).to(image)
+        v = _unit(image) + _unit(direction)
+        back = adjoint(v)
+        if back.shape != u.shape:
             return float("inf")
         size = (norm(image) * norm(v)).clamp_min(torch.finfo(image.real.dtype).tiny)
         error = (inner(image, v) - inner(u, back)).abs() / size
     return error.nan_to_num(float("inf")).max().item()
 
 
+def _unit(a: Tensor) -> Tensor:
+    size = norm(a).clamp_min(torch.finfo(a.real.dtype).tiny)
+    return a / size.reshape(-1, *(1,) * (a.ndim - 1))
+
+
 def adjoint_limit(dtype: torch.dtype) -> float:
     """Return the largest defect of an adjoint that is one, computed in this precision, real or complex.
 
-    A sum of n products that are rounded at random is off by about sqrt(n) eps of its largest terms, and <A u, v> of
-    independent random u and v is itself about |A u| |v| / sqrt(n): a true adjoint stays near eps, also where both sides
-    were computed by other routes (Fourier transforms, interpolation in half the precision of coordinates). 1e-4 in
-    single precision leaves it a factor of 800; a wrong adjoint, with one pixel shifted or a factor missing, is off by
-    the order of 1 / sqrt(n), which is above that for all n below 10^8.
+    Both products are sums of rounded terms, whose errors are independent: off by a few eps of |A u| |v|, and by a
+    hundred times that where the two go by other routes (Fourier transforms, interpolation at rounded coordinates). 1e-4
+    in single precision, and 1e-8 in double, leave a factor of 10 more. An error of one part in a thousand in the
+    adjoint's size, a shift or a missing factor is above both; complex numbers count as pairs of real ones.
     """
-    double = dtype in (torch.float64, torch.complex128)
-    return 1e-8 if double else 1e-4
+    return 1e-8 if dtype in (torch.float64, torch.complex128) else 1e-4
 
 
 @contextmanager

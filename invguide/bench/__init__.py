@@ -10,6 +10,7 @@ from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
 from invguide.bench.noise_levels import noise
 from invguide.bench.overhead import driver
+from invguide.bench.physics import physics
 from invguide.bench.restoration import restore
 from invguide.bench.speed import priors
 from invguide.bench.steps import steps
@@ -27,6 +28,7 @@ __all__ = [
     "mixtures",
     "noise",
     "peers",
+    "physics",
     "priors",
     "restore",
     "restore_tv",
