@@ -192,6 +192,9 @@ class DeepinvOperator(Operator):
                 return shape
         return size
 
+    def identity_parts(self) -> Any:
+        return {"physics": self.physics}  # what the trials found follows from it
+
     def extra_repr(self) -> str:
         return self._name
 
@@ -397,6 +400,9 @@ class DeepinvStack(Operator):
             if known is not None:
                 return known
         return None
+
+    def identity_parts(self) -> Any:
+        return {"parts": self._operators}
 
     def extra_repr(self) -> str:
         return " + ".join(part.extra_repr() for part in self._operators)
