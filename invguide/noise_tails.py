@@ -10,7 +10,6 @@ from torch import Tensor
 from invguide.errors import InputError
 from invguide.noise_model import NoiseModel, fitted, number
 
-
 LEAST_DISTANCE = 1e-2  # scales; nearer to the kink of Laplace, its slope is that of a Gaussian
 
 

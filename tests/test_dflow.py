@@ -121,7 +121,9 @@ def test_randomised_draws_are_the_posterior():
     assert (samples.mT.cov() - covariance).abs().max() < 0.012
     wide = gaussian_64d()
     found = run(DFlow(20, randomised=True), wide.problem(), 100).samples[0]
-    assert sliced_wasserstein(found, wide.posterior.sample(100, seed=1)) < 0.03  # exact samples: 0.02
+    assert (
+        sliced_wasserstein(found, wide.posterior.sample(100, seed=1)) < 0.03
+    )  # exact samples: 0.02
 
 
 def test_linear_reward():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import invguide as ig
-import invguide.solvers  # noqa: F401  fills the registry
+import invguide.solvers
 from invguide.api import make_solver
 from invguide.forward_operator import LinearOperator, conjugate_gradient
 from invguide.operators import GaussianBlur, Identity, Inpainting
