@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invguide.blackbox.ledger import Member
-from invguide.errors import ShapeError
+from invguide.errors import InputError, ShapeError
 
 REAL = {torch.float64: np.float64, torch.float16: np.float16}
 HINT = "raise an exception, or return NaN, where a call has failed"
@@ -33,15 +33,18 @@ class Batch:
         x: The samples, (B, *shape).
         name: Of the function.
         y_shape: Shape of one answer, where one has been seen before.
+        complex: Whether answers are complex, where one has been seen before.
     """
 
-    def __init__(self, x: Tensor, name: str, y_shape: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, x: Tensor, name: str, y_shape: tuple[int, ...] | None, complex: bool | None = None
+    ) -> None:
         values = x.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
         self.inputs = np.array(values.resolve_conj().numpy(), order="C")
         self.dtype = x.dtype if x.dtype.is_floating_point else torch.float32
         self.device = x.device
-        self.name, self.y_shape = name, y_shape
+        self.name, self.y_shape, self.complex = name, y_shape, complex
         self.shown: int | None = None  # the row that y_shape comes from
         self.values: list[np.ndarray | None] = [None] * len(x)
         self.found: list[Member | None] = [None] * len(x)
@@ -74,8 +77,8 @@ class Batch:
                 f"{self.name} returned shape {value.shape} for sample {row} and {self.y_shape} for {other}; expected "
                 f"one shape for all; {HINT}"
             )
-        kind = REAL.get(self.dtype, np.float32)
-        if value.dtype.kind == "c":
+        kind, is_complex = REAL.get(self.dtype, np.float32), value.dtype.kind == "c"
+        if is_complex:
             kind = np.complex128 if kind == np.float64 else np.complex64
         with np.errstate(all="ignore"):
             value = value.astype(kind)
@@ -84,8 +87,19 @@ class Batch:
             text = f"{bad} of {value.size} numbers are NaN or infinite"
             self.found[row] = member._replace(state="non-finite", detail=text)
         else:
+            self._check_kind(row, is_complex)
             self.found[row], self.values[row] = member, value
         return not bad
+
+    def _check_kind(self, row: int, is_complex: bool) -> None:
+        if self.complex is None:
+            self.complex = is_complex
+        if self.complex != is_complex:
+            words = ("real", "complex")
+            raise InputError(
+                f"{self.name} returned {words[is_complex]} numbers for sample {row} and {words[self.complex]} ones for "
+                f"others; expected one kind for all; {HINT}"
+            )
 
     def fail(self, unit: Unit, member: Member) -> None:
         for row in unit.rows:

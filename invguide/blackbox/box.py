@@ -123,6 +123,7 @@ class BlackBox(Operator):
         self.executor, self.submit_kwargs = executor, dict(submit_kwargs or {})
         self.shape = None if shape is None else tuple(shape)
         self.y_shape: tuple[int, ...] | None = None
+        self._complex: bool | None = None
         self.last: tuple[Member, ...] = ()
         self.ledger = Ledger()
         # In a tuple, so that a torch module is not taken for a part of this one, and moved.
@@ -208,7 +209,7 @@ class BlackBox(Operator):
             raise ShapeError(
                 f"{self.name} takes samples of shape {self.shape}, and was given {tuple(x.shape[1:])}"
             )
-        pool, batch = self._open(), Batch(x, self.name, self.y_shape)
+        pool, batch = self._open(), Batch(x, self.name, self.y_shape, self._complex)
         try:
             with self.ledger.clock(pool.capacity):
                 self._evaluate(pool, batch)
@@ -220,7 +221,7 @@ class BlackBox(Operator):
         finally:
             self.last = batch.members()
             self.ledger.add(self.last)
-        self.y_shape = batch.y_shape
+        self.y_shape, self._complex = batch.y_shape, batch.complex
         self._judge(batch)
         return batch.tensor()
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -17,10 +18,11 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from invguide.blackbox.strays import end_strays, mark
 from invguide.blackbox.work import numbers
 from invguide.errors import InputError, suggest
 
@@ -38,8 +40,9 @@ class CommandFailed(RuntimeError):
 class Command:
     """A program that reads one sample from a file and writes its answer to another.
 
-    Started without a shell, in a working folder of its own, which is removed whatever happens. It and everything it
-    started is killed when its time is over or the run is stopped. Its standard output is discarded.
+    Started without a shell, in a working folder of its own, which is removed whatever happens. Everything that it has
+    started ends with it, also what runs in the background or in a session of its own; all of it is killed when its time
+    is over or the run is stopped. Its standard output is discarded. The output must be a file, not a pipe.
 
     Args:
         template: Its words, quoted as for a shell, with {input} and {output} where the two file names belong. Words
@@ -156,13 +159,15 @@ class Command:
         source = folder / f"input.{self.input_format or self.format}"
         target = folder / f"output.{self.format}"
         write(source, x)
-        log = folder / "stderr.txt"
-        with open(log, "wb") as stderr:
+        marked = mark()
+        with open(
+            folder / "stderr.txt", "w+b"
+        ) as stderr:  # read by this handle: the name may become a pipe
             try:
                 process = subprocess.Popen(
                     self.line(source, target),
                     cwd=folder,
-                    env=self.environment,
+                    env={**self.environment, **marked},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
@@ -172,19 +177,21 @@ class Command:
                 if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
                     raise self._missing(str(error.strerror)) from error
                 raise
-            code = _wait(process, timeout, stopped)
+            try:
+                code = _wait(process, timeout, stopped)
+            finally:
+                end_strays(marked, process.pid, folder)
+            ended = _tail(stderr)
         if code:
-            raise CommandFailed(f"{_exit(code)}{_tail(log)}")
+            raise CommandFailed(f"{_exit(code)}{ended}")
         try:
             return read(target)
         except FileNotFoundError:
-            raise CommandFailed(
-                f"exit code 0, but it wrote no {target.name}{_tail(log)}"
-            ) from None
+            raise CommandFailed(f"exit code 0, but it wrote no {target.name}{ended}") from None
         except Exception as error:  # a file of unknown content
             text = f"{type(error).__name__}: {error}"[:TAIL]
             raise CommandFailed(
-                f"its output is no {self.format} file of numbers ({text}){_tail(log)}"
+                f"its output is no {self.format} file of numbers ({text}){ended}"
             ) from error
 
 
@@ -237,11 +244,10 @@ def _exit(code: int) -> str:
         return f"ended by signal {-code}"
 
 
-def _tail(log: Path) -> str:
+def _tail(log: IO[bytes]) -> str:
     """What stderr ends with."""
-    with open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - TAIL))
-        text = file.read(TAIL).decode(errors="replace").strip()
+    log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+    text = log.read(TAIL).decode(errors="replace").strip()
     return f"; stderr ends: {text}" if text else ""
 
 
@@ -272,24 +278,39 @@ def write(path: Path, x: np.ndarray) -> None:
             np.savetxt(path, np.atleast_1d(x), fmt="%.17g")
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file that a program has left; to read a pipe would never end."""
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is a pipe, a device or a folder; expected a file")
+    return os.fdopen(descriptor, "rb")
+
+
 def read(path: Path) -> np.ndarray:
     """Read an array of numbers in the format that the name ends in; never unpickles."""
-    match path.suffix:
-        case ".npy":
-            with open(path, "rb") as file:
-                array: Any = np.lib.format.read_array(file, allow_pickle=False)
-        case ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                names = list(getattr(archive, "files", ()))
-                if "y" not in names and len(names) != 1:
-                    raise ValueError(f"it holds {names}; expected one array, or one named y")
-                array = archive["y" if "y" in names else names[0]]
-        case ".json":
-            array = json.loads(path.read_text())
-        case _:
-            lines = [line for line in path.read_text().splitlines() if line.strip()]
-            array = np.loadtxt(lines) if lines else np.empty(0)
+    with _opened(path) as file:
+        array = _array(file, path.suffix)
     found, trouble = numbers(array)
     if found is None:
         raise ValueError(trouble.split(";")[0])
     return found
+
+
+def _array(file: IO[bytes], suffix: str) -> Any:
+    match suffix:
+        case ".npy":
+            return np.lib.format.read_array(file, allow_pickle=False)
+        case ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                names = list(getattr(archive, "files", ()))
+                if "y" not in names and len(names) != 1:
+                    raise ValueError(f"it holds {names}; expected one array, or one named y")
+                return archive["y" if "y" in names else names[0]]
+        case ".json":
+            return json.load(file)
+        case _:
+            lines = [line for line in file.read().decode().splitlines() if line.strip()]
+            return np.loadtxt(lines) if lines else np.empty(0)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from invguide.blackbox import work
+from invguide.blackbox.strays import end_strays, mark
 from invguide.errors import BlackBoxError, InputError
 
 UNKNOWN_CAPACITY = 64
@@ -132,6 +133,11 @@ class _Worker(NamedTuple):
     executor: Any
     ready: Future[Any]
     environment: dict[str, str]
+    marked: dict[str, str]  # of what its calls start
+
+    def end(self) -> None:
+        self.executor.shutdown(wait=True, kill_workers=True)
+        end_strays(self.marked)
 
 
 class Processes:
@@ -176,13 +182,17 @@ class Processes:
 
         living = [worker.environment for worker in (*self.idle, *self.busy.values())]
         environment = min(self.environments, key=living.count)
-        executor = ProcessPoolExecutor(1, initializer=self.prepare, env=environment)
-        return _Worker(executor, executor.submit(self.entry, None), environment)
+        marked = mark()
+        executor = ProcessPoolExecutor(1, initializer=self.prepare, env={**environment, **marked})
+        return _Worker(executor, executor.submit(self.entry, None), environment, marked)
 
     def _release(self, future: Future[work.Reply]) -> None:
         worker = self.busy.pop(future, None)
-        if worker is None or future.exception() is not None:
-            return  # given up, or dead
+        if worker is None:
+            return  # given up
+        if future.exception() is not None:  # dead; what it has started may live
+            end_strays(worker.marked)
+            return
         if future.result()[0] == "unready":
             worker = worker._replace(ready=worker.executor.submit(self.torch))
         self.idle.append(worker)
@@ -195,13 +205,13 @@ class Processes:
     def give_up(self, future: Future[work.Reply]) -> None:
         worker = self.busy.pop(future, None)
         if worker is not None:
-            worker.executor.shutdown(wait=True, kill_workers=True)
+            worker.end()
 
     def close(self) -> None:
         for future in list(self.busy):
             self.give_up(future)
         while self.idle:
-            self.idle.pop().executor.shutdown(wait=True, kill_workers=True)
+            self.idle.pop().end()
 
 
 def is_threads(executor: Any) -> bool:
