@@ -21,13 +21,14 @@ from invguide.data_size import SharedSize
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
 from invguide.identity import Identity, check_trust, run_identity, versions
-from invguide.inspection import Inspector
+from invguide.inspection import Inspector, target_name
 from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
 from invguide.run_file import only_run, sweep
 from invguide.run_state import Chunk, Progress, restored
+from invguide.seen import Seen
 from invguide.solver import Solver, check_compatible, sample_count
 from invguide.threads import warn_if_spinning
 
@@ -283,6 +284,7 @@ class _Loop:
         self.problem.batch_size = self.batch_size
         self.rows = min(self.batch_size, -(-len(self.shared.rows) // self.num_devices))
         self.operators = self.problem.operators()
+        self._guided = self.solver.requires.target != "none"
         self.inspector = Inspector(self.solver, self.problem.prior.sigma_max, self._bind)
 
     def run(self) -> None:
@@ -301,7 +303,7 @@ class _Loop:
         if chunk.state is not None:
             chunk.state = type(chunk.state)(*(t.to(self.device) for t in chunk.state))
             shared.bar.update(chunk.step * len(chunk.rows))
-        part, noise = self._bind(chunk.rows)
+        part, noise = self._bind(chunk.rows, chunk.seen)
         while chunk.rows and (chunk.state is None or chunk.step < solver.num_steps):
             if shared.stop:
                 return
@@ -358,7 +360,7 @@ class _Loop:
                 chunk.rows = chunk.rows[:size]
                 if chunk.state is not None:
                     chunk.state = type(chunk.state)(*(t[:size] for t in chunk.state))
-        return self._bind(chunk.rows)
+        return self._bind(chunk.rows, chunk.seen)
 
     def _report(self, chunk: Chunk, k: int, info: Any) -> None:
         solver, shared = self.solver, self.shared
@@ -375,10 +377,14 @@ class _Loop:
         ):
             shared.save()
 
-    def _bind(self, rows: list[tuple[int, int]]) -> tuple[Problem, Noise]:
+    def _bind(
+        self, rows: list[tuple[int, int]], seen: Seen | None = None
+    ) -> tuple[Problem, Noise]:
         index = torch.tensor([b for b, _ in rows], dtype=torch.long)
         noise = Noise(self.seed, tuple(rows), self.problem.shape, self.dtype, self.device)
-        return self.problem.rows(index), noise
+        part = self.problem.rows(index)
+        part.seen = seen
+        return part, noise
 
     def _drop(
         self, chunk: Chunk, k: int, part: Problem, noise: Noise, begun: Any
@@ -394,7 +400,7 @@ class _Loop:
         keep = torch.tensor([i for i in range(len(chunk.rows)) if i not in lost], dtype=torch.long)
         chunk.state = type(chunk.state)(*(t[keep.to(t.device)] for t in chunk.state))
         chunk.rows = [chunk.rows[i] for i in keep.tolist()]
-        return self._bind(chunk.rows)
+        return self._bind(chunk.rows, chunk.seen)
 
     def _finish(self, chunk: Chunk, part: Problem) -> None:
         x0 = self.solver.estimate(chunk.state)
@@ -422,7 +428,14 @@ class _Loop:
         weights: Tensor,
     ) -> None:
         """Note what is odd about samples; raise, or drop them, where they are lost: of an ensemble unless most are."""
+        unguided = self.inspector.unguided(part, chunk.rows, chunk.seen, log_prob)
         found = self.inspector.outcome(part, chunk.rows, x0, log_prob, chi2, weights)
+        found.lost.update(unguided)
+        for b, s in {b: (b, s) for b, s in reversed(chunk.rows)}.values():
+            text = chunk.seen.warning(b, target_name(part)) if self._guided else ""
+            i = chunk.rows.index((b, s))
+            if text and i not in found.lost:
+                found.warnings[i] = "; ".join(filter(None, (found.warnings.get(i), text)))
         drop = self.on_nonfinite == "drop"
         if self.solver.requires.ensemble:
             drop |= bool(weights[list(found.lost)].sum() < 0.5)

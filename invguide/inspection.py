@@ -21,9 +21,10 @@ from invguide.divergence import (
     size_limit,
 )
 from invguide.errors import DivergenceError
-from invguide.fault import Fault, find_fault, target_fault
+from invguide.fault import Fault, find_fault, kind, target_fault
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.seen import Seen
 from invguide.solver import Solver
 
 Row = tuple[int, int]  # measurement, sample
@@ -130,6 +131,20 @@ class Inspector:
                 findings.warnings[i] = f"{sample} {text}"
         return findings
 
+    def unguided(
+        self, part: Problem, rows: Sequence[Row], seen: Seen, log_prob: Tensor
+    ) -> dict[int, str]:
+        """Rows whose target was -inf or NaN whenever it was asked for, as it is at the end: nothing has guided them."""
+        if self.solver.requires.target == "none":
+            return {}
+        return {
+            i: f"{self._name} was not guided: {target_name(part)} gave {kind(log_prob[i])} at the end, and no finite "
+            f"number for any of {seen.asked[b]} signals of measurement {b}; expected finite numbers for some, such as "
+            f"a large negative one in place of -infinity where a rule is broken"
+            for i, (b, _) in enumerate(rows)
+            if not seen.finite.get(b) and not bool(log_prob[i].isfinite())
+        }
+
     def _size(self, part: Problem, rms: Tensor, numbers: int) -> float:
         """Root mean square of clean signals, as told; where that looks wrong it is measured, and given up if it is."""
         told = part.prior.sigma_data
@@ -161,6 +176,13 @@ class Inspector:
 
     def _at(self, k: int) -> str:
         return "init" if k < 0 else f"step {k + 1} of {self.solver.num_steps}"
+
+
+def target_name(part: Problem) -> str:
+    """The operator, the reward, or both."""
+    names = [] if part.likelihood is None else [f"the operator {part.likelihood.operator!r}"]
+    names += [] if part.reward is None else [f"the reward {part.reward!r}"]
+    return " with ".join(" ".join(name.split()) for name in names)
 
 
 def _blank(part: Problem, rows: Sequence[Row], x0: Tensor) -> tuple[Tensor, Tensor]:

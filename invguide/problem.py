@@ -19,6 +19,7 @@ from invguide.prior import Prior, per_sample
 from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
+from invguide.seen import Seen
 from invguide.whitened_map import WhitenedMap
 
 # Standard deviation that a data step leaves to values of which y tells little, in units of sigma_data: what is clipped
@@ -128,6 +129,8 @@ class Problem:
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = _resolve_shape(prior, likelihood, shape)
         self.num_measurements = 1 if likelihood is None else len(likelihood.y)
+        self.origin = torch.arange(self.num_measurements)  # the measurement of each row
+        self.seen: Seen | None = None  # what the target answers, where somebody wants to know
         for name, value in self.condition.items():
             if likelihood is not None and len(value) != self.num_measurements:
                 raise ShapeError(
@@ -147,7 +150,9 @@ class Problem:
         """Return the problem whose row i is measurement index[i]; the counters are shared."""
         likelihood = None if self.likelihood is None else self.likelihood.rows(index)
         condition = {k: v[index.to(v.device)] for k, v in self.condition.items()}
-        return self._with(likelihood=likelihood, condition=condition, _gain=None)
+        return self._with(
+            likelihood=likelihood, condition=condition, origin=self.origin[index.cpu()], _gain=None
+        )
 
     def repeat(self, count: int, rows: int) -> Problem:
         """Return the problem of `rows` rows with each row `count` times in a row, as candidates b * count + k."""
@@ -251,16 +256,24 @@ class Problem:
             log_prob, chi2 = self.likelihood.evaluate(data)
         if self.reward is not None:
             log_prob = log_prob + self.reward(data)
+        if self.seen is not None:
+            self.seen.add(self.origin, x0, log_prob)
         return log_prob, chi2
 
     def whitened(self, x0: Tensor) -> Tensor:
         """Residual (y - A x0) / sigma_y as real numbers, (B, m), m = `measurement_size`: log p(y | x0) = -|r|^2 / 2.
 
-        For methods that see a black box through an ensemble. A row whose forward model failed is NaN.
+        For methods that see a black box through an ensemble. A row whose forward model failed is NaN, and so is one
+        that is absurd beside the others (`invguide.seen`).
         """
         assert self.likelihood is not None
         self.counters.forward += len(x0)
-        return self.likelihood.whitened(self.prior.to_data(x0))
+        residuals = self.likelihood.whitened(self.prior.to_data(x0))
+        if bool((self.origin == self.origin[0]).all()):  # an ensemble
+            residuals = (self.seen or Seen()).without_absurd(residuals)
+        if self.seen is not None and self.reward is None:
+            self.seen.add(self.origin, x0, -0.5 * residuals.square().sum(1))
+        return residuals
 
     def gradient(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log target, chi2, d log target / d x0) at clean signals x0."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invguide.checkpoint import damaged, load_checkpoint
 from invguide.identity import Identity
+from invguide.seen import Seen
 from invguide.solver import Solver
 
 Row = tuple[int, int]  # measurement, sample
@@ -24,10 +25,12 @@ class Chunk:
     rows: list[Row]
     step: int = 0
     state: Any = None
+    seen: Seen = field(default_factory=Seen)  # what the target has answered
 
     def content(self) -> dict[str, Any]:
         state = {name: t.cpu() for name, t in self.state._asdict().items()}
-        return {"rows": [list(row) for row in self.rows], "step": self.step, "state": state}
+        rows = [list(row) for row in self.rows]
+        return {"rows": rows, "step": self.step, "state": state, "seen": self.seen.content()}
 
 
 @dataclass
@@ -107,7 +110,8 @@ def _read(content: dict[str, Any], solver: Solver[Any]) -> Progress:
     )
     for chunk in content["chunks"]:
         state = solver.state_type(**chunk["state"])
-        progress.chunks.append(Chunk([(b, s) for b, s in chunk["rows"]], chunk["step"], state))
+        rows, seen = [(b, s) for b, s in chunk["rows"]], Seen.of(chunk["seen"])
+        progress.chunks.append(Chunk(rows, chunk["step"], state, seen))
     return progress
 
 
