@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def load_prior(
             a weights file (.pt, .pth, .ckpt, .safetensors, NVIDIA's .pkl) of a recognised family: no code of it is run;
             a folder saved by diffusers, or the id of one on the Hugging Face hub ("google/ddpm-celebahq-256"); with
             an autoencoder in it, samples and measurements are images (`invguide.priors.LatentPrior`);
+            a pipeline object of diffusers, whose network, scheduler and autoencoder are taken;
             a deepinv denoiser;
             a network, with predicts= and schedule= (see `invguide.priors.from_network`);
             a Prior, which is returned as it is.
@@ -120,10 +121,13 @@ def solve(
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
     mask: Tensor | np.ndarray | None = None,
+    reward: Reward | Callable[[Tensor], Tensor] | None = None,
     solver: Solver[Any] | str = "auto",
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
-    condition: dict[str, Tensor] | None = None,
+    condition: Mapping[str, Any] | None = None,
+    init: Tensor | np.ndarray | None = None,
+    init_noise: float | None = None,
     truth: Tensor | np.ndarray | None = None,
     **run: Any,
 ) -> Result:
@@ -138,11 +142,16 @@ def solve(
         noise: Another noise law, or a callable log density, in place of sigma_y.
         mask: Which values of y are known, 1 or True: one measurement's shape, or y's. None: all, but for what a numpy
             masked array leaves out.
+        reward: Added to log p(y | x): samples are those of p(x | y) exp(reward). As for `guide`.
         solver: A solver, its name, or "auto": exact methods where they apply, else the best measured one for this
             operator and number of samples (`invguide.policy`); the reason is `result.manifest["auto"]`.
         num_samples: Samples per measurement, 1 by default; of an ensemble method, the size of its ensemble.
         shape: Shape of one x, where neither prior nor operator knows it.
-        condition: Keywords of a conditional prior, one row per measurement.
+        condition: Keywords of a conditional prior, such as {"label": 3}: numbers, lists, arrays or tensors, one row per
+            measurement or one for all.
+        init: Clean signals to start from, (B, *shape), data units: a warm start, or a picture to vary (SDEdit: Meng et
+            al. 2021, arXiv 2108.01073).
+        init_noise: Standard deviation of the noise added to them, data units; with `init` always.
         truth: The clean signals (B, *shape), if known; only adds `metrics` to the result.
         run: Further arguments of `invguide.driver.run`: seed, batch_size, device, checkpoint, ...
 
@@ -160,16 +169,20 @@ def solve(
         sigma_y=sigma_y,
         noise=noise,
         mask=mask,
+        reward=reward,
         solver=solver,
         num_samples=num_samples,
         shape=shape,
         condition=condition,
+        init=init,
+        init_noise=init_noise,
     )
     result = driver.run(chosen, problem, num_samples, **run)
     if reason:
         result.manifest["auto"] = reason
     assert problem.likelihood is not None
     result.residual = _residual(problem.likelihood, result)
+    result.reward = _reward_of(problem, result)
     if truth is not None:
         from invguide.metrics import compare
 
@@ -185,10 +198,13 @@ def prepare(
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
     mask: Tensor | np.ndarray | None = None,
+    reward: Reward | Callable[[Tensor], Tensor] | None = None,
     solver: Solver[Any] | str = "auto",
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
-    condition: dict[str, Tensor] | None = None,
+    condition: Mapping[str, Any] | None = None,
+    init: Tensor | np.ndarray | None = None,
+    init_noise: float | None = None,
 ) -> tuple[Solver[Any], Problem, str]:
     """Return what `solve` with these arguments hands to the driver, checked, and why "auto" took this solver."""
     from invguide.adapters import as_operator
@@ -208,8 +224,17 @@ def prepare(
     if isinstance(operator, DeepinvStack) and not isinstance(y, (Tensor, np.ndarray)):
         y = operator.join(y)
     likelihood = Likelihood(operator, y, law, mask)
-    problem = Problem(prior, likelihood, shape=shape, condition=condition)
+    problem = Problem(
+        prior,
+        likelihood,
+        None if reward is None else as_reward(reward),
+        shape=shape,
+        condition=condition,
+        init=init,
+        init_noise=init_noise,
+    )
     _probe(problem)
+    problem = _with_tried_reward(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)
     return chosen, problem, reason
 
@@ -221,7 +246,9 @@ def guide(
     solver: Solver[Any] | str = "auto",
     num_samples: int | None = None,
     shape: tuple[int, ...] | None = None,
-    condition: dict[str, Tensor] | None = None,
+    condition: Mapping[str, Any] | None = None,
+    init: Tensor | np.ndarray | None = None,
+    init_noise: float | None = None,
     **run: Any,
 ) -> Result:
     """Draw samples of the prior tilted by exp(reward).
@@ -231,20 +258,50 @@ def guide(
         reward: A Reward, a BlackBox, or a callable (N, *shape) -> (N,) on torch tensors or numpy arrays, in data
             units; higher is better.
         solver: A solver, its name, or "auto".
-        num_samples, shape, condition, run: As for `solve`.
+        num_samples, shape, condition, init, init_noise, run: As for `solve`.
     """
     prior = load_prior(prior)
-    reward = as_reward(reward)
-    problem = Problem(prior, reward=reward, shape=shape, condition=condition)
-    if reward.differentiable:  # a callable knows only after its first call
-        with torch.no_grad():
-            signal = Noise(0, ((0, 0),), problem.shape)("probe") * (prior.sigma_data or 1.0)
-            problem = problem.with_reward(try_reward(reward, prior.to_data(signal)))
+    problem = Problem(
+        prior,
+        reward=as_reward(reward),
+        shape=shape,
+        condition=condition,
+        init=init,
+        init_noise=init_noise,
+    )
+    problem = _with_tried_reward(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)
     result = driver.run(chosen, problem, num_samples, **run)
     if reason:
         result.manifest["auto"] = reason
     return result
+
+
+def _with_tried_reward(problem: Problem) -> Problem:
+    """The problem with a reward that knows whether it has a gradient: a callable does after its first call only."""
+    reward, prior = problem.reward, problem.prior
+    if reward is None or not reward.differentiable:
+        return problem
+    with torch.no_grad():
+        signal = Noise(0, ((0, 0),), problem.shape)("probe") * (prior.sigma_data or 1.0)
+        return problem.with_reward(try_reward(reward, prior.to_data(signal)))
+
+
+def _reward_of(problem: Problem, result: Result) -> Tensor | None:
+    """The reward of every sample, (B, num_samples); of one that is dear, from what the run has noted already."""
+    reward, likelihood = problem.reward, problem.likelihood
+    if reward is None or likelihood is None:
+        return None
+    if not reward.differentiable and problem.gaussian:
+        size = likelihood.sizes.to(result.chi2)[:, None]
+        return result.log_prob + 0.5 * size * result.chi2  # log p(y | x) = -size chi2 / 2
+    found = torch.full_like(result.log_prob, float("nan"))
+    with torch.no_grad():
+        for b, done in enumerate(result.finished):
+            if bool(done.any()):
+                samples = result.samples[b, done].to(problem.like.device)
+                found[b, done] = reward(samples).to(found)
+    return found
 
 
 def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:

@@ -260,7 +260,7 @@ class LinearOperator(Operator):
 
 
 def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float | None:
-    """Return c > 0 where A* A = A A* = c^2 I, to rounding, judged on random signals like x (1, *shape) and y; else None.
+    """Return c > 0 where A* A = A A* = c^2 I, to rounding, on random signals like x (1, *shape) and y; else None.
 
     Four calls of the operator. A random signal keeps its direction under no other map.
     """

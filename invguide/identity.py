@@ -149,6 +149,8 @@ def run_identity(
         identity.note("operator", _words(likelihood.operator), content_of(likelihood.operator))
         identity.note("noise", type(law).__name__, content_of(law))
         identity.note("y", "x".join(map(str, y.shape)), content_of(y))
+    if problem.start is not None:
+        identity.settings["init"] = f"{problem.top:.17g} {content_of(problem.start).digest}"
     if problem.reward is not None:
         identity.note("reward", _words(problem.reward), content_of(problem.reward))
     return identity

@@ -28,7 +28,7 @@ class Laplace(NoiseModel):
     """
 
     tensors = ("scale",)
-    reweightings = 8
+    reweightings = 12
 
     def __init__(self, scale: Tensor | float) -> None:
         self.scale = positive(scale, "Laplace", "scale")
@@ -67,7 +67,7 @@ class StudentT(NoiseModel):
     """
 
     tensors = ("scale", "dof")
-    reweightings = 8
+    reweightings = 12
 
     def __init__(self, scale: Tensor | float, dof: Tensor | float = 3.0) -> None:
         self.scale = positive(scale, "StudentT", "scale")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from invguide.errors import CompatibilityError
 from invguide.problem import Problem
-from invguide.solver import Solver, missing_abilities
+from invguide.solver import Solver, misfits
 
 SMALLEST_ENSEMBLE = 32  # for fewer samples, a method that draws them one by one
 
@@ -43,7 +43,7 @@ def choose(problem: Problem, num_samples: int | None = None) -> Choice:
         requires = choice.solver.requires
         if (few and requires.ensemble) or _too_few(choice.solver, problem, num_samples):
             continue
-        if not missing_abilities(requires, problem):
+        if not misfits(choice.solver, problem):
             return choice
     raise CompatibilityError(
         "no solver at hand works on this problem; make the operator or reward differentiable (torch operations only), "

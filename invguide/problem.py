@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,10 +103,14 @@ class Problem:
         likelihood: log p(y | x), data units.
         reward: r(x), data units, added to the likelihood.
         shape: Shape of one sample, data units; from the prior, else from the operator, where it is not given.
-        condition: Keywords for the prior, each with one row per measurement.
+        condition: Keywords for the prior: tensors, arrays, lists or numbers, each with one row per measurement or one
+            for all of them.
+        init: Clean signals to start from, data units, (B, *shape) or (1, *shape); None: noise alone.
+        init_noise: Standard deviation of the noise that is added to them, data units: where the levels begin.
 
     Raises:
         ShapeError: No part knows the shape, or two of them disagree.
+        InputError: One of init and init_noise without the other, or that cannot be.
     """
 
     def __init__(
@@ -115,10 +120,15 @@ class Problem:
         reward: Reward | None = None,
         *,
         shape: tuple[int, ...] | None = None,
-        condition: dict[str, Tensor] | None = None,
+        condition: Mapping[str, Any] | None = None,
+        init: Tensor | np.ndarray | None = None,
+        init_noise: float | None = None,
     ) -> None:
         self.prior, self.likelihood, self.reward = prior, likelihood, reward
-        self.condition = dict(condition or {})
+        rows = 1 if likelihood is None else len(likelihood.y)
+        self.condition = {
+            name: _condition_rows(name, value, rows) for name, value in (condition or {}).items()
+        }
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them
         self.size = SharedSize(self.condition)
@@ -128,19 +138,49 @@ class Problem:
         exact = torch.promote_types(prior.dtype, torch.float32)
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = _resolve_shape(prior, likelihood, shape)
-        self.num_measurements = 1 if likelihood is None else len(likelihood.y)
-        self.origin = torch.arange(self.num_measurements)  # the measurement of each row
+        self.num_measurements = rows
+        self.origin = torch.arange(rows)  # the measurement of each row
         self.seen: Seen | None = None  # what the target answers, where somebody wants to know
-        for name, value in self.condition.items():
-            if likelihood is not None and len(value) != self.num_measurements:
-                raise ShapeError(
-                    f"condition {name!r} has {len(value)} rows; expected one per measurement ({self.num_measurements})"
-                )
+        self.start, self.top = self._begin_at(init, init_noise)
 
     def _with(self, **changes: Any) -> Problem:
         part = self.__new__(type(self))
         part.__dict__.update(self.__dict__, **changes)
         return part
+
+    def _begin_at(
+        self, init: Tensor | np.ndarray | None, init_noise: float | None
+    ) -> tuple[Tensor | None, float]:
+        """Where a run begins, normalised units, (B, *shape), and the highest level of its schedules."""
+        prior, top = self.prior, self.prior.sigma_max
+        if init is None and init_noise is None:
+            return None, top
+        if init is None or init_noise is None:
+            raise InputError(
+                "init and init_noise belong together: clean signals to start from, and the standard deviation of the "
+                "noise added to them, data units (0.3 changes details of pictures in [0, 1], 1 nearly all)"
+            )
+        if not prior.affine:
+            raise InputError(
+                "init= with a prior of latents: it would have to be encoded; leave it out"
+            )
+        level = float(init_noise) / prior.scale
+        if not prior.sigma_min < level <= top:
+            raise InputError(
+                f"init_noise is {float(init_noise):g}; expected a standard deviation above "
+                f"{prior.sigma_min * prior.scale:g} and at most {top * prior.scale:g}, data units"
+            )
+        start = torch.as_tensor(init).to(self.like)
+        wanted = (self.num_measurements, *self.data_shape)
+        if start.shape == wanted[1:]:
+            start = start[None]
+        if start.shape[1:] != wanted[1:] or len(start) not in (1, wanted[0]):
+            raise ShapeError(
+                f"init has shape {tuple(start.shape)}; expected clean signals {wanted}, one per measurement"
+            )
+        if not bool(start.isfinite().all()):
+            raise InputError("init has NaN or infinite values; expected clean signals, data units")
+        return prior.to_normalised(start).expand(wanted[0], *start.shape[1:]), level
 
     def with_reward(self, reward: Reward | None) -> Problem:
         """Return the problem with another reward, or none; the counters are shared."""
@@ -150,8 +190,13 @@ class Problem:
         """Return the problem whose row i is measurement index[i]; the counters are shared."""
         likelihood = None if self.likelihood is None else self.likelihood.rows(index)
         condition = {k: v[index.to(v.device)] for k, v in self.condition.items()}
+        start = None if self.start is None else self.start[index.to(self.start.device)]
         return self._with(
-            likelihood=likelihood, condition=condition, origin=self.origin[index.cpu()], _gain=None
+            likelihood=likelihood,
+            condition=condition,
+            origin=self.origin[index.cpu()],
+            start=start,
+            _gain=None,
         )
 
     def repeat(self, count: int, rows: int) -> Problem:
@@ -164,7 +209,10 @@ class Problem:
         likelihood = None if self.likelihood is None else self.likelihood.to(device, dtype)
         condition = {k: v.to(device) for k, v in self.condition.items()}
         like = torch.empty(0, dtype=dtype, device=device)
-        return self._with(likelihood=likelihood, condition=condition, like=like, _gain=None)
+        start = None if self.start is None else self.start.to(like)
+        return self._with(
+            likelihood=likelihood, condition=condition, like=like, start=start, _gain=None
+        )
 
     def replica(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
         """Return a copy on another device that shares nothing with this one but the measured size of clean signals.
@@ -240,9 +288,16 @@ class Problem:
         return sigmas[k], sigmas[k + 1]
 
     def all_levels(self, schedule: Schedule, num_steps: int) -> tuple[float, ...]:
-        """Return the num_steps + 1 noise levels of a schedule that spans the prior's range, ending at 0."""
+        """Return the num_steps + 1 noise levels of a schedule that spans the prior's range, ending at 0.
+
+        Where signals to start from are given it begins at the level of their noise.
+        """
         named = schedule if isinstance(schedule, str) else tuple(schedule)
-        return level_list(named, num_steps, self.prior.sigma_min, self.prior.sigma_max)
+        return level_list(named, num_steps, self.prior.sigma_min, self.top)
+
+    def begin(self, level: float | Tensor, n: Tensor) -> Tensor:
+        """Where a run begins at this level: level n with standard normal n, plus the signal to start from."""
+        return level * n if self.start is None else self.start + level * n
 
     # ---- the target, in normalised units
 
@@ -526,6 +581,24 @@ class Problem:
     def differentiable(self) -> bool:
         parts = [p for p in (self.likelihood, self.reward) if p is not None]
         return all(p.differentiable for p in parts)
+
+
+def _condition_rows(name: str, value: Any, rows: int) -> Tensor:
+    """A condition in any plain form as one row per measurement: 3, [3, 5], np.int64(3), an array, a tensor."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"condition {name!r} is {value!r}; expected numbers: a tensor, an array, a list or one number"
+        ) from error
+    tensor = tensor[None] if tensor.ndim == 0 else tensor
+    if len(tensor) == 1 and rows > 1:
+        tensor = tensor.expand(rows, *tensor.shape[1:])
+    if len(tensor) != rows:
+        raise ShapeError(
+            f"condition {name!r} has {len(tensor)} rows; expected one per measurement ({rows}), or one for all"
+        )
+    return tensor
 
 
 def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

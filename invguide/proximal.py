@@ -25,9 +25,10 @@ def proximal(
     Linear operator and Gaussian noise of any covariance C: exact, z = x + A* (A A* + C / variance)^-1 (y - A x),
     through the operator's own `solve` where C = sigma_y^2 I, else by conjugate gradients on the whitened system.
     Rounded values of a linear operator with a right inverse: the mean instead of the mode, see `_mean_of_rounded`; also
-    for Gaussian noise and any operator that knows it, see `Operator.posterior_mean`. Other laws of a linear operator that
-    have a Gaussian of the same slope: least squares with weights, see `_reweighted`. Everything else differentiable:
-    DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above the objective of x.
+    for Gaussian noise and any operator that knows it, see `Operator.posterior_mean`. Other laws of a linear operator
+    that have a Gaussian of the same slope: least squares with weights, see `_reweighted`. Everything else
+    differentiable: DESCENT_STEPS steps of gradient descent with Barzilai-Borwein lengths, which never end above the
+    objective of x.
 
     Args:
         likelihood: Of the measurements.

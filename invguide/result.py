@@ -28,6 +28,7 @@ class Result:
         manifest: Settings, seeds, versions and fingerprints, ready for JSON.
         metrics: Where a truth was given: name -> (B,) or (B, num_samples).
         log_weights: Unnormalised log-weight per sample, (B, num_samples), of particle methods; zeros otherwise.
+        reward: Of each sample, (B, num_samples), where `solve` was given one beside the measurement; else None.
         residual: y - A(mean), shape of y; None where there is no measurement or the operator is a black box.
     """
 
@@ -42,6 +43,7 @@ class Result:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     residual: Tensor | None = None
     log_weights: Tensor | None = None
+    reward: Tensor | None = None
 
     @property
     def finished(self) -> Tensor:
@@ -94,6 +96,8 @@ class Result:
         done = int(self.finished.sum())
         text = f"{done} of {self.finished.numel()} samples finished"
         chi2 = self.chi2[torch.isfinite(self.chi2)]
+        if self.reward is not None:
+            text = f"{text}; reward {self.reward[self.finished].mean().item():.4g}"
         if self.warnings:
             more = f" (and {len(self.warnings) - 1} more)" if len(self.warnings) > 1 else ""
             text = f"{text}; warning: {self.warnings[0]}{more}"

@@ -58,6 +58,8 @@ class Solver(ABC, Generic[State]):
     requires: ClassVar[Requires]
     # One answer, not samples: seeds agree or nearly so, their spread tells nothing, and `Result.std` is NaN.
     point_estimate: ClassVar[bool] = False
+    # Whether it begins at `problem.begin(...)`, and so from signals that the user gives with their noise level.
+    warm_start: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Solver[Any]]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -134,6 +136,8 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
         missing.append(
             "needs a measurement (y and an operator), and this problem has a reward only"
         )
+    if requires.target == "likelihood" and problem.reward is not None:
+        missing.append("takes a measurement only, and would ignore the reward")
     if requires.target == "reward" and problem.reward is None:
         missing.append("needs a reward, and this problem has a measurement only")
     elif requires.reward is not None and not problem.rewards(requires.reward):
@@ -177,15 +181,23 @@ def _black_box(problem: Problem) -> str:
     return f"{part} is a black box{why}"
 
 
+def misfits(solver: Solver[Any] | type[Solver[Any]], problem: Problem) -> list[str]:
+    """Return why the solver cannot run on the problem, as phrases; empty where they fit."""
+    missing = missing_abilities(solver.requires, problem)
+    if problem.start is not None and not solver.warm_start:
+        missing.append("cannot start from signals that are given (init)")
+    return missing
+
+
 def check_compatible(solver: Solver[Any], problem: Problem) -> None:
     """Raise CompatibilityError, naming the solvers that would do, unless solver and problem fit."""
-    missing = missing_abilities(solver.requires, problem)
+    missing = misfits(solver, problem)
     if not missing:
         return
     able = [
         name
         for name, kind in sorted(Solver.registry.items())
-        if kind.requires.target != "none" and not missing_abilities(kind.requires, problem)
+        if kind.requires.target != "none" and not misfits(kind, problem)
     ]
     advice = f"solvers that would do: {', '.join(able)}" if able else "no solver at hand would do"
     raise CompatibilityError(f"{type(solver).__name__} {'; it '.join(missing)}. {advice}")

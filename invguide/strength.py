@@ -70,6 +70,7 @@ def guided_strength(
 
     D moves no farther than `reach`: the slope of a reward or of a nonlinear operator (clipping, JPEG) holds nearby
     only. And never beyond the top of a parabola through the log target at D and at the full step, with its slope at D.
+    Of a measurement and a reward together, N is 1 + r^2 times the curvature of that parabola as well.
     """
     gradient = guidance.gradient
     slope_square = inner(guidance.slope, guidance.slope)
@@ -78,4 +79,10 @@ def guided_strength(
     full = guidance.denoised + per_sample(strength, gradient) * gradient
     rise = problem.evaluate(full)[0] - guidance.log_prob
     linear = strength * inner(guidance.slope, gradient)
-    return strength * share_to_top(linear, linear - rise, a, b)
+    shortened = strength * share_to_top(linear, linear - rise, a, b)
+    if problem.likelihood is None or problem.reward is None:
+        return shortened
+    # chi2 tells nothing of the reward: N from the curvature of both along the step.
+    length_square = (strength**2 * inner(gradient, gradient)).clamp_min(1e-30)
+    curvature = (2 * (linear - rise) / length_square).clamp_min(0.0)
+    return torch.minimum(shortened, scale * a**2 / (1 + open_variance(problem, a) * curvature))

@@ -51,6 +51,7 @@ class DiffPIR(Solver[DiffPIRState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     zeta: float = 1.0
@@ -64,7 +65,7 @@ class DiffPIR(Solver[DiffPIRState]):
             raise InputError(f"lam is {self.lam}; expected a positive number")
 
     def init(self, problem: Problem, noise: Noise) -> DiffPIRState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return DiffPIRState(x, torch.zeros_like(x))
 
     def step(

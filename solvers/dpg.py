@@ -76,6 +76,7 @@ class DPG(Solver[DPGState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     num_candidates: int = 128
@@ -101,7 +102,7 @@ class DPG(Solver[DPGState]):
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPGState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return DPGState(x, torch.zeros_like(x), torch.zeros_like(x), x.new_zeros(len(x)))
 
     def step(

@@ -66,6 +66,7 @@ class DPS(Solver[DPSState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     guidance_scale: float = 1.0
@@ -82,7 +83,7 @@ class DPS(Solver[DPSState]):
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPSState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return DPSState(x, torch.zeros_like(x))
 
     def step(

@@ -63,6 +63,7 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     num_candidates: int = 128
@@ -87,7 +88,7 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
             raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPSZerothOrderState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return DPSZerothOrderState(x, torch.zeros_like(x))
 
     def step(

@@ -60,6 +60,7 @@ class Dreamguider(Solver[DreamguiderState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 50
     guidance_scale: float = 1.0
@@ -84,7 +85,7 @@ class Dreamguider(Solver[DreamguiderState]):
                 f"{' and a measurement' if problem.likelihood is not None else ''}; expected pictures (C, H, W) and a "
                 f"reward only: a view of x does not explain y. Leave augmentations out"
             )
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return DreamguiderState(x, torch.zeros_like(x))
 
     def step(

@@ -66,6 +66,7 @@ class ECMGuidance(Solver[ECMGuidanceState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 50
     guidance_scale: float = 1.0
@@ -86,7 +87,7 @@ class ECMGuidance(Solver[ECMGuidanceState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> ECMGuidanceState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return ECMGuidanceState(x, torch.zeros_like(x))
 
     def step(

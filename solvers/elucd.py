@@ -71,6 +71,7 @@ class EluCD(Solver[EluCDState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     guidance_scale: float = 1.0
@@ -90,7 +91,7 @@ class EluCD(Solver[EluCDState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> EluCDState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return EluCDState(x, torch.zeros_like(x))
 
     def step(

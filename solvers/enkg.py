@@ -88,6 +88,7 @@ class EnKG(Solver[EnKGState]):
     requires: ClassVar[Requires] = Requires(
         target="likelihood", gradient=False, residuals=True, ensemble=True
     )
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 30
     ensemble_size: int = 128
@@ -134,7 +135,7 @@ class EnKG(Solver[EnKGState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> EnKGState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return EnKGState(x, torch.zeros_like(x), x.new_full((len(x),), UNKNOWN))
 
     def step(

@@ -73,6 +73,7 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
     requires: ClassVar[Requires] = Requires(
         target="either", gradient=False, prior_vjp=True, ensemble=True, weighs=True
     )
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     ensemble_size: int = 256
@@ -93,7 +94,7 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> EnsembleTwistedState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         none = x.new_zeros(len(x))
         return EnsembleTwistedState(x, torch.zeros_like(x), none, none, *no_slopes(problem, x))
 

@@ -65,6 +65,7 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
     requires: ClassVar[Requires] = Requires(
         target="reward", reward=FeatureReward, gradient=True, prior_vjp=True
     )
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     guidance_scale: float = 1.0
@@ -90,7 +91,7 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
         check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> FeatureGuidanceState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return FeatureGuidanceState(x, torch.zeros_like(x))
 
     def step(

@@ -72,6 +72,7 @@ class FeynmanKac(Solver[FeynmanKacState]):
     requires: ClassVar[Requires] = Requires(
         target="either", gradient=False, ensemble=True, weighs=True
     )
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     ensemble_size: int = 256
@@ -101,7 +102,7 @@ class FeynmanKac(Solver[FeynmanKacState]):
 
     def init(self, problem: Problem, noise: Noise) -> FeynmanKacState:
         level = problem.levels(self.schedule, self.num_steps, 0)[0]
-        x = level * noise("init")
+        x = problem.begin(level, noise("init"))
         none = x.new_zeros(len(x))
         return FeynmanKacState(x, problem.denoise(x, level), none, none)
 

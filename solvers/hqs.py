@@ -66,6 +66,7 @@ class HQS(Solver[HQSState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
+    warm_start: ClassVar[bool] = True
 
     point_estimate: ClassVar[bool] = True
 
@@ -84,6 +85,8 @@ class HQS(Solver[HQSState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> HQSState:
+        if problem.start is not None:
+            return HQSState(problem.start, problem.start)
         x = _continued(problem) if _incomplete(problem) else problem.blank_estimate()
         return HQSState(x, x)
 
@@ -91,7 +94,8 @@ class HQS(Solver[HQSState]):
         self, problem: Problem, state: HQSState, k: int, noise: Noise
     ) -> tuple[HQSState, HQSInfo]:
         end = self._end(problem, state.x)
-        s = self.sigma_start * (end / self.sigma_start) ** (k / max(1, self.num_steps - 1))
+        start = min(self.sigma_start, problem.top)
+        s = start * (end.clamp_max(start) / start) ** (k / max(1, self.num_steps - 1))
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
         denoised = turn_back(problem.denoise(turn_image(state.x, turn), s), turn)
         x = problem.prox(denoised, s / self.lam**0.5)

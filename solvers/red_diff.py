@@ -53,6 +53,7 @@ class REDDiff(Solver[REDDiffState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
+    warm_start: ClassVar[bool] = True
     point_estimate: ClassVar[bool] = True
 
     num_steps: int = 200
@@ -73,7 +74,7 @@ class REDDiff(Solver[REDDiffState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> REDDiffState:
-        x0 = problem.blank_estimate()
+        x0 = problem.blank_estimate() if problem.start is None else problem.start
         return REDDiffState(x0, torch.zeros_like(x0), torch.zeros_like(x0))
 
     def step(
@@ -110,7 +111,8 @@ class REDDiff(Solver[REDDiffState]):
         else:
             end = sigma_y.clamp(0.02, 0.2)
         progress = k / max(1, self.num_steps - 1)
-        s = self.sigma_start * (end / self.sigma_start) ** progress
+        start = min(self.sigma_start, problem.top)
+        s = start * (end.clamp_max(start) / start) ** progress
         return s, self.learning_rate * (1 - progress) + 1e-3
 
     def estimate(self, state: REDDiffState) -> Tensor:

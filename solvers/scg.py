@@ -70,6 +70,7 @@ class SCG(Solver[SCGState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     num_candidates: int = 16
@@ -105,7 +106,7 @@ class SCG(Solver[SCGState]):
 
     def init(self, problem: Problem, noise: Noise) -> SCGState:
         level = problem.levels(self.schedule, self.num_steps, 0)[0]
-        x = level * noise("init")
+        x = problem.begin(level, noise("init"))
         return SCGState(x, problem.denoise(x, level))
 
     def step(

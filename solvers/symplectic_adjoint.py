@@ -66,6 +66,7 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 50
     num_inner_steps: int = 4
@@ -93,7 +94,7 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
         check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> SymplecticAdjointState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return SymplecticAdjointState(x, torch.zeros_like(x))
 
     def step(

@@ -71,6 +71,7 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
     requires: ClassVar[Requires] = Requires(
         target="likelihood", gradient=False, linear=True, gaussian=True, prior_vjp=True
     )
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 30
     num_cg: int = 3
@@ -81,10 +82,10 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
             raise InputError(f"num_cg is {self.num_cg}; expected at least 1")
 
     def init(self, problem: Problem, noise: Noise) -> TweedieMatheronState:
-        top = problem.prior.sigma_max
-        x = top * noise("init")
+        top = problem.top
+        x = problem.begin(top, noise("init"))
         start = torch.full_like(x.flatten(1)[:, 0], top)
-        if problem.orthonormal:
+        if problem.orthonormal and problem.start is None:
             level = problem.whole_signal_level()
             direct = level <= top
             start = torch.where(direct, level, start)
@@ -102,7 +103,7 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
         denoised = tangent.denoised.reshape(state.x.shape)
         draw, variance = tangent.draw(noise("draw").flatten(1))
         x0 = denoised if last else denoised + draw.reshape(state.x.shape)
-        open_rows = state.start == problem.prior.sigma_max  # y is not in their x
+        open_rows = state.start == problem.top  # y is not in their x
         unsolved = torch.zeros_like(a)
         if bool(open_rows.any()):
             linear = problem.whitened_linear()

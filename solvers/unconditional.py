@@ -44,13 +44,14 @@ class Unconditional(Solver[UnconditionalState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="none", gradient=False)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 100
     eta: float = 1.0
     schedule: Schedule = "karras"
 
     def init(self, problem: Problem, noise: Noise) -> UnconditionalState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return UnconditionalState(x, x.new_zeros(x.shape))
 
     def step(

@@ -62,6 +62,7 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
+    warm_start: ClassVar[bool] = True
 
     num_steps: int = 50
     num_recurrences: int = 2
@@ -94,7 +95,7 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
             )
 
     def init(self, problem: Problem, noise: Noise) -> UniversalGuidanceState:
-        x = problem.levels(self.schedule, self.num_steps, 0)[0] * noise("init")
+        x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))
         return UniversalGuidanceState(x, torch.zeros_like(x))
 
     def step(

@@ -74,21 +74,55 @@ def load_diffusers(
         MissingPackageError: diffusers is not installed.
     """
     place, *autoencoder = _parts(network_folder(folder))
-    kind, config = _kind(place), _config(place)
     told = {"predicts", "schedule"} <= settings.keys()
-    training = {} if told else convention(_scheduler_config(place))
+    return assemble(
+        _model(place),
+        _kind(place),
+        _config(place),
+        None if told else _scheduler_config(place),
+        _model(autoencoder[0]) if autoencoder else None,
+        scaling(read_json(autoencoder[0] / "config.json")) if autoencoder else None,
+        shape=shape,
+        **settings,
+    )
+
+
+def assemble(
+    network: nn.Module,
+    kind: Kind,
+    config: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None,
+    autoencoder: nn.Module | None,
+    scaling_factor: float | None,
+    *,
+    shape: tuple[int | None, ...] | None = None,
+    **settings: Any,
+) -> Prior:
+    """Return the prior of a network of diffusers, its configuration, that of its scheduler, and its autoencoder.
+
+    Args:
+        network, kind, config: A model of one of `KINDS`.
+        scheduler: Not asked where predicts= and schedule= are among the settings.
+        autoencoder: Of a latent diffusion model, or None.
+        scaling_factor: As for `LatentPrior`.
+        shape, settings: As for `load_diffusers`.
+    """
+    told = {"predicts", "schedule"} <= settings.keys() or scheduler is None
+    training = {} if told else convention(scheduler)
     size = config.get("sample_size")
     size = size if isinstance(size, list | tuple) else (size, size)
-    if kind.latent or autoencoder:  # their autoencoder brings them to a deviation of one
+    if (
+        kind.latent or autoencoder is not None
+    ):  # their autoencoder brings them to a deviation of one
         training |= {"data_range": (0.0, 1.0), "sigma_data": 1.0}
     prior = from_network(
-        kind.wrap(_model(place)),
+        kind.wrap(network),
         **{"multiple": kind.multiple(config), **training, **settings},
         shape=shape or (kind.channels(config), *((None, None) if kind.any_size else size)),
     )
-    if not autoencoder:
+    if autoencoder is None:
         return prior
-    return LatentPrior(prior, _model(autoencoder[0]), scaling_factor=_scaling(autoencoder[0]))
+    return LatentPrior(prior, autoencoder, scaling_factor=scaling_factor)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -225,13 +259,12 @@ def _parts(place: Path) -> tuple[Path, ...]:
     return (place, *found[:1])
 
 
-def _scaling(autoencoder: Path) -> float | None:
-    """The scale of latents where diffusers would not know it.
+def scaling(config: Mapping[str, Any]) -> float | None:
+    """The scale of latents of an autoencoder where diffusers would not know it.
 
     It takes that of Stable Diffusion wherever none is written. Published quantising autoencoders (VQModel) are older
     than the setting, and their networks were trained without a scale.
     """
-    config = read_json(autoencoder / "config.json")
     return (
         1.0 if config.get("_class_name") == "VQModel" and "scaling_factor" not in config else None
     )
@@ -249,14 +282,27 @@ def _scheduler_config(place: Path) -> Mapping[str, Any]:
 
 def _config(place: Path) -> dict[str, Any]:
     """The configuration of a model, under the present name of its class."""
-    config = read_json(place / "config.json")
-    if config.get("_class_name") == OLD_TRANSFORMER:
-        config["_class_name"] = TRANSFORMERS.get(config.get("norm_type", ""), OLD_TRANSFORMER)
-    return config
+    return current(read_json(place / "config.json"))
+
+
+def current(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration under the present name of its class."""
+    if config.get("_class_name") != OLD_TRANSFORMER:
+        return config
+    name = TRANSFORMERS.get(config.get("norm_type", ""), OLD_TRANSFORMER)
+    return {**config, "_class_name": name}
 
 
 def _kind(place: Path) -> Kind:
-    config = _config(place)
+    return kind_of(_config(place), place)
+
+
+def kind_of(config: Mapping[str, Any], place: Path | str) -> Kind:
+    """The kind of network that a configuration tells; `place` is what the message says holds it.
+
+    Raises:
+        InputError: It is not known here, or a setting of it is not.
+    """
     name = config.get("_class_name", "network without a name")
     if name not in KINDS:
         raise InputError(

@@ -18,6 +18,7 @@ from invguide.priors.deepinv_denoiser import is_deepinv, load_deepinv
 from invguide.priors.diffusers_folder import download, load_diffusers
 from invguide.priors.diffusers_folder import weight_files as diffusers_files
 from invguide.priors.diffusers_models import as_network
+from invguide.priors.diffusers_pipeline import is_pipeline, load_pipeline
 from invguide.priors.edm2_checkpoints import PICKLED, is_edm2, load_edm2, load_edm2_pickle
 from invguide.priors.edm_checkpoints import is_edm, load_edm, load_edm_pickle
 from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
@@ -25,7 +26,7 @@ from invguide.priors.hub import HUB_ID
 from invguide.priors.network import from_network
 from invguide.priors.nvidia_pickle import read_nvidia_pickle
 
-NOT_SETTINGS = ("net", "weights", "source", "folder")
+NOT_SETTINGS = ("net", "weights", "source", "folder", "pipeline")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -64,6 +65,9 @@ def load(
             "weights= fills a network that you pass: load_prior(net, weights=file, ...); a file alone is the "
             "first argument"
         )
+    if is_pipeline(where):
+        _check_settings(settings, load_pipeline, from_network)
+        return load_pipeline(where, **settings)
     name = str(where)
     if _is_file(name):
         return _from_file(Path(name), entry, settings)
