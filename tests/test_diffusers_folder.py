@@ -146,6 +146,27 @@ def test_layouts_and_old_files(diffusers: Any, tmp_path: Path, monkeypatch: pyte
         load(tmp_path / "pipeline")
 
 
+def test_pipeline_objects(diffusers: Any, tmp_path: Path):
+    """The same prior as that of their folder: a plain one, and a latent one whose autoencoder is taken too."""
+    x = torch.randn(1, 3, 16, 16)
+    for prediction in ("epsilon", "v_prediction"):
+        scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type=prediction)
+        pipeline = diffusers.DDIMPipeline(unet(diffusers), scheduler)
+        pipeline.save_pretrained(tmp_path / prediction)
+        expected = load(tmp_path / prediction).denoise(x, 0.7)
+        assert torch.equal(load(pipeline).denoise(x, 0.7), expected)
+    scheduler = diffusers.DDIMScheduler(beta_schedule="linear")
+    vae = diffusers.VQModel(latent_channels=3, num_vq_embeddings=8)
+    latent = diffusers.LDMPipeline(vae, unet(diffusers), scheduler)
+    latent.save_pretrained(tmp_path / "latent")
+    there, here = load(tmp_path / "latent"), load(latent)
+    assert type(here) is type(there)
+    assert torch.equal(here.denoise(x, 0.7), there.denoise(x, 0.7))
+    assert torch.equal(here.to_data(x), there.to_data(x))
+    with pytest.raises(InputError, match="no unet or transformer"):
+        load(type("Empty", (diffusers.DiffusionPipeline,), {})())
+
+
 def test_hub_ids_go_through_their_own_client(
     diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
