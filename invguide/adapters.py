@@ -269,8 +269,8 @@ def to_deepinv(operator: Operator, sigma_y: Tensor | float | None = None) -> Phy
         noise_model = dinv.ZeroNoise()
     else:
         raise InputError(
-            f"the noise law {type(law).__name__} is not turned into a noise model of deepinv; pass sigma_y=..., and set "
-            f"the noise_model of the result"
+            f"the noise law {type(law).__name__} is not turned into a noise model of deepinv; pass sigma_y=..., and "
+            f"set the noise_model of the result"
         )
     if isinstance(operator, DeepinvOperator):
         physics = operator.physics.clone()

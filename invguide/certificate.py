@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError
-from invguide.forward_operator import LinearOperator, Operator, inner, norm
+from invguide.forward_operator import (
+    InnerSolves,
+    LinearOperator,
+    Operator,
+    counted_solves,
+    inner,
+    norm,
+)
 
 OK, NOTE, FAILS = "ok", "note", "FAILS"
 
@@ -61,7 +68,7 @@ def certify(
 ) -> Certificate:
     """Examine an operator on clean signals x (B, *shape), data units, or on two of uniform random numbers in [0, 1].
 
-    Runs in double precision where the operator allows it.
+    Takes at most 10 s, or says what it left out for that. Runs in double precision where the operator allows it.
 
     Raises:
         InputError: Neither shape nor x is given, or both.
@@ -87,13 +94,60 @@ def signals(
     return (torch.cat([x, x.flip(-1)]) if len(x) == 1 else x), generator
 
 
+# Of one row, besides the rows that follow from the ones before: calls of the operator, about.
+CALLS = {
+    "rows independent": 6,
+    "linear": 3,
+    "differentiable": 7,
+    "adjoint": 5,
+    "svd": 8,
+    "solve": 20,
+}
+CALLS |= {"pinv": 20, "input unchanged": 2}
+# What makes no sense where another row fails.
+_STEADY = ("deterministic", "input unchanged")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "rows independent": (),
+    "linear": _STEADY,
+    "differentiable": _STEADY,
+    "adjoint": (*_STEADY, "linear"),
+    "svd": (*_STEADY, "linear", "adjoint"),
+    "solve": (*_STEADY, "linear", "adjoint"),
+    "pinv": (*_STEADY, "linear", "adjoint", "solve"),
+}
+
+
+class _OutOfTimeError(Exception):
+    """The time that a certificate may take is over."""
+
+
+class _Deadline(InnerSolves):
+    """Ends conjugate gradients at a time of `time.perf_counter`."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.at = at
+
+    def iterate(self) -> None:
+        super().iterate()
+        if time.perf_counter() > self.at:
+            raise _OutOfTimeError
+
+
 class Examination:
-    """The questions to one operator, and the rows that answer them."""
+    """The questions to one operator, and the rows that answer them.
+
+    Rows that depend on one that fails are not examined, nor those for which `seconds` are too few: both are said.
+    """
+
+    seconds = 10.0
 
     def __init__(self, operator: Operator, x: Tensor, generator: torch.Generator) -> None:
         self.operator, self.x, self.generator = operator, x, generator
         self.certificate = Certificate(f"{type(operator).__name__}({operator.extra_repr()})")
         self.tolerance = 1e-10
+        self.begin = time.perf_counter()
+        self.one_call = 0.0  # seconds
 
     def add(self, name: str, good: bool | None, value: str) -> bool:
         """Record a row; good None makes it a note."""
@@ -128,12 +182,32 @@ class Examination:
         return self.certificate
 
     def attempt(self, examinations: dict[str, Callable[[], None]]) -> None:
-        """Run each; one that raises fails the row of its name."""
+        """Run each that the others and the time allow; one that raises fails the row of its name."""
         for name, examine in examinations.items():
+            failed = [row.name for row in self.certificate.rows if row.verdict == FAILS]
+            blamed = [need for need in NEEDS.get(name, ()) if need in failed]
+            if blamed:
+                self.add(name, None, f"not examined: '{blamed[0]}' fails")
+                continue
+            now = time.perf_counter()
+            end = self.begin + self.seconds
+            if now + CALLS.get(name, 1) * self.one_call > end:
+                self.add(name, None, self._late(f"a call takes {self.one_call:.2g} s"))
+                continue
+            count = _Deadline(end)
             try:
-                examine()
+                with counted_solves(count):
+                    examine()
+            except _OutOfTimeError:
+                work = (
+                    f"{count.iterations} iterations of conjugate gradients took {end - now:.2g} s"
+                )
+                self.add(name, None, self._late(work))
             except Exception as error:
                 self.add(name, False, f"raises {brief(error)}")
+
+    def _late(self, why: str) -> str:
+        return f"not examined: a check takes at most {self.seconds:g} s, and {why}"
 
     def measure(self) -> Tensor | None:
         """Find a precision in which the operator runs; None where no further question makes sense."""
@@ -141,12 +215,12 @@ class Examination:
         x, reason = self.x.double(), ""
         x = x * (1 - 1e-9 * torch.rand(x.shape, generator=self.generator).to(x))
         try:
-            y = self.operator(x.clone())
+            y = self._timed_call(x)
         except Exception as error:
             reason = brief(error)
             x = self.x.float()
             try:
-                y = self.operator(x.clone())
+                y = self._timed_call(x)
             except Exception as error:
                 return self._only_single_rows(x, error)
         if not isinstance(y, Tensor) or y.ndim == 0 or len(y) != len(x):
@@ -168,6 +242,12 @@ class Examination:
             self.add("precision", None, "float32 inside, whatever x is")
         else:
             self.add("precision", True, "float64")
+        return y
+
+    def _timed_call(self, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        y = self.operator(x.clone())
+        self.one_call = time.perf_counter() - start
         return y
 
     def _only_single_rows(self, x: Tensor, error: Exception) -> None:
@@ -307,6 +387,9 @@ class Examination:
         self.add("scale", True, f"|A x| / |x| = {gain:.3g}; {span}")
 
     def time(self) -> None:
+        if self.one_call > self.seconds / 4:
+            self.add("time", True, f"{1e3 * self.one_call / len(self.x):.3g} ms per sample")
+            return
         start = time.perf_counter()
         with torch.no_grad():
             self.operator(self.x).sum().item()

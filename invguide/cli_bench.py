@@ -351,9 +351,10 @@ def bench_physics(
         list[str] | None,
         typer.Option("--class", help="As in deepinv.physics; may be given several times [all]."),
     ] = None,
+    solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
     seed: Seed = 0,
 ) -> None:
     """Send every physics of deepinv through `solve`, and compare the answers with dense algebra."""
     from invguide.bench import physics as run
 
-    print(run(**_given(classes=class_), seed=seed))
+    print(run(**_given(classes=class_), solver=solver, seed=seed))

@@ -20,6 +20,7 @@ from invguide.checkpoint import save_checkpoint
 from invguide.data_size import SharedSize
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
+from invguide.forward_operator import InnerSolves, counted_solves
 from invguide.identity import Identity, check_trust, run_identity, versions
 from invguide.inspection import Inspector, target_name
 from invguide.problem import Counters, Problem
@@ -223,6 +224,7 @@ class _Shared:
     size: SharedSize
     stop: bool = False
     counters: list[Counters] = field(default_factory=list)
+    inner: list[InnerSolves] = field(default_factory=list)  # since the last start
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
@@ -280,6 +282,8 @@ class _Loop:
     def __post_init__(self) -> None:
         self.progress = self.shared.progress
         self.problem.counters = Counters()
+        self.inner = InnerSolves()
+        self.shared.inner.append(self.inner)
         self.shared.counters.append(self.problem.counters)
         self.problem.batch_size = self.batch_size
         self.rows = min(self.batch_size, -(-len(self.shared.rows) // self.num_devices))
@@ -290,7 +294,7 @@ class _Loop:
     def run(self) -> None:
         """Take chunks until there are none."""
         ensemble = self.solver.settings["ensemble_size"] if self.solver.requires.ensemble else 0
-        with torch.no_grad():
+        with torch.no_grad(), counted_solves(self.inner):
             while not self.shared.stop:
                 chunk = self.shared.next_chunk(ensemble or self.rows)
                 if chunk is None:
@@ -472,6 +476,7 @@ class _Loop:
             "vjp_calls": p.counters[1],
             "forward_calls": p.counters[2],
             "nfe": p.counters[0] / count,
+            **self._inner_solves(),
             "seconds": round(p.seconds, 3),
             "chi2": p.chi2.tolist(),
             "status": status,
@@ -491,3 +496,22 @@ class _Loop:
             y,
             log_weights=p.log_weights,
         )
+
+    def _inner_solves(self) -> dict[str, Any]:
+        """What conjugate gradients did since the last start, for the manifest; warn where they did not finish."""
+        parts = [part for part in self.shared.inner if part.solves]
+        if not parts:
+            return {}
+        solves, iterations, unfinished = (
+            sum(getattr(part, name) for part in parts)
+            for name in ("solves", "iterations", "unfinished")
+        )
+        most = max(part.most for part in parts)
+        if unfinished:
+            warnings.warn(
+                f"{unfinished} of {solves} inner solves of {type(self.solver).__name__} stopped after {most} "
+                f"iterations, above the accuracy asked for: these data steps are not exact. An operator with `svd`, "
+                f"`solve` or `preconditioner` of its own needs fewer"
+            )
+        found = {"solves": solves, "iterations": iterations, "most": most}
+        return {"inner_solves": {**found, "unfinished": unfinished}}

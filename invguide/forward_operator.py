@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +29,38 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 def norm(a: Tensor) -> Tensor:
     """Euclidean norm of each sample, (B, ...) -> (B,)."""
     return inner(a, a).sqrt()
+
+
+@dataclass
+class InnerSolves:
+    """What `conjugate_gradient` did while it was counted, of batches as a whole."""
+
+    solves: int = 0
+    iterations: int = 0
+    most: int = 0  # of one solve
+    unfinished: int = 0  # solves that ended at their most iterations, above the accuracy asked for
+
+    def iterate(self) -> None:
+        """Count an iteration; what raises here ends the solve."""
+        self.iterations += 1
+
+    def end(self, iterations: int, finished: bool) -> None:
+        self.solves += 1
+        self.most = max(self.most, iterations)
+        self.unfinished += not finished
+
+
+_COUNT: ContextVar[InnerSolves | None] = ContextVar("inner solves", default=None)
+
+
+@contextmanager
+def counted_solves(count: InnerSolves) -> Iterator[None]:
+    """Count the conjugate gradients of this thread into `count`."""
+    token = _COUNT.set(count)
+    try:
+        yield
+    finally:
+        _COUNT.reset(token)
 
 
 def conjugate_gradient(
@@ -59,10 +94,13 @@ def conjugate_gradient(
     square = inner(residual, conditioned)
     goal = torch.full_like(unit, tolerance)
     goal = goal if enough is None else torch.maximum(goal, enough / unit)
-    for _ in range(max_iterations):
-        active = (norm(residual) > goal) & (square > 0)
-        if not bool(active.any()):
+    iterations, count = 0, _COUNT.get()
+    while bool((active := (norm(residual) > goal) & (square > 0)).any()):
+        if iterations == max_iterations:
             break
+        iterations += 1
+        if count is not None:
+            count.iterate()
         image = matvec(direction)
         curvature = inner(direction, image)
         length = torch.where(active & (curvature > 0), square / curvature, 0.0)
@@ -73,6 +111,8 @@ def conjugate_gradient(
         ratio = torch.where(active, new_square / square, 0.0)
         direction = conditioned + per_sample(ratio, x.real) * direction
         square = torch.where(active, new_square, square)
+    if count is not None:
+        count.end(iterations, finished=not bool(active.any()))
     return x * per_sample(unit, x.real)
 
 

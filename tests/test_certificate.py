@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,58 @@ def test_check_leaves_the_operator_and_generators_alone():
     assert [r[:2] for r in first.rows[:-1]] == [
         r[:2] for r in Planted().check(SHAPE, quiet=True).rows[:-1]
     ]
+
+
+# ---- rows that depend on others, and time
+
+
+class Sloppy(LinearOperator):
+    """Scales by 2; its adjoint by `back`, and every call advances the clock by `seconds`."""
+
+    def __init__(self, back: float, clock: list[float], seconds: float) -> None:
+        super().__init__()
+        self.back, self.clock, self.seconds = back, clock, seconds
+        self.weights = torch.logspace(0, -6, 64, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock[0] += self.seconds
+        return 2 * x * self.weights.to(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.back * y * self.weights.to(y)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("invguide.certificate.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_rows_that_depend_on_a_failed_one_are_not_examined(clock: list[float]):
+    certificate = Sloppy(1.0, clock, 0.0).check((64,), quiet=True)
+    assert not certificate.ok
+    assert certificate["adjoint"].verdict == "FAILS"
+    for name in ("svd", "solve", "pinv"):
+        assert certificate[name].verdict == "note"
+        assert certificate[name].value == "not examined: 'adjoint' fails"
+    good = Sloppy(2.0, clock, 0.0).check((64,), quiet=True)
+    assert "not examined" not in str(good)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left_out", "why"),
+    [
+        (0.1, {"pinv"}, r"a check takes at most 10 s, and \d+ iterations of conjugate gradients"),
+        (3.0, {"linear", "solve", "pinv"}, r"at most 10 s, and a call takes 3 s"),
+    ],
+)
+def test_a_check_takes_ten_seconds_or_says_what_it_left_out(
+    clock: list[float], seconds: float, left_out: set[str], why: str
+):
+    certificate = Sloppy(2.0, clock, seconds).check((64,), quiet=True)
+    assert certificate.ok
+    late = {row.name for row in certificate.rows if "not examined" in row.value}
+    assert left_out <= late
+    assert all(re.search(why, certificate[name].value) for name in left_out)
+    assert clock[0] < 10 + 2 * seconds

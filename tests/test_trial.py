@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ from invguide.adapters import as_operator
 from invguide.errors import CompatibilityError, InputError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
+from invguide.prior import Prior
 from invguide.reward import Reward, as_reward
 from invguide.solver import Solver
+from invguide.solvers import HQS
 from invguide.trial import CUT, ZERO, gradient_fault
 
 PRIOR = ig.priors.Gaussian(torch.full((6,), 0.5), 0.04 * torch.eye(6))
@@ -237,3 +240,62 @@ def test_networks_are_used_in_evaluation_mode_and_left_as_found(name: str):
         assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
         assert [m.training for m in net] == [True, True, False]
         assert net.training
+
+
+# ---- inner solves are counted, and said where they do not end
+
+
+class Diagonal(LinearOperator):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values, self.calls = values, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.values.to(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.values.to(y)
+
+    def input_shape(self, y_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return y_shape
+
+
+@pytest.mark.parametrize(("low", "sigma_y", "ends"), [(0.5, 0.1, True), (1e-4, 1e-6, False)])
+def test_inner_iterations_are_in_the_manifest(low: float, sigma_y: float, ends: bool):
+    n = 2000
+    prior = FlatPrior(n)
+    operator = Diagonal(torch.logspace(0, np.log10(low), n, dtype=torch.float64))
+    y = signals(1, n) * operator.values
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = ig.solve(
+            y,
+            operator,
+            prior,
+            sigma_y=sigma_y,
+            solver=HQS(num_steps=4),
+            dtype=torch.float64,
+            **QUIET,
+        )
+    inner = result.manifest["inner_solves"]
+    # One call of the operator in each iteration, and a handful besides: trials, residuals, the last look.
+    assert 0 <= operator.calls - inner["iterations"] <= 30
+    assert inner["solves"] == 5
+    assert (inner["unfinished"] == 0) == ends
+    assert (inner["most"] == 500) != ends
+    assert any("inner solves of HQS stopped after 500" in str(w.message) for w in caught) != ends
+
+
+class FlatPrior(Prior):
+    """Independent normals of mean 0.5 and deviation 0.3."""
+
+    sigma_min, sigma_max, sigma_data = 0.01, 10.0, 0.58
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.shape = (n,)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
+        level = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1) ** 2
+        return 0.5 + (x - 0.5) * 0.09 / (0.09 + level)
