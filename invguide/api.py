@@ -23,6 +23,7 @@ from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
 from invguide.solver import Solver
+from invguide.surroundings import outside_inference, thaw
 from invguide.trial import adjoint_defect, adjoint_limit
 
 
@@ -113,6 +114,7 @@ def _solver_for(
     return chosen, reason
 
 
+@outside_inference
 def solve(
     y: Tensor | np.ndarray,
     operator: Any,
@@ -190,6 +192,7 @@ def solve(
     return result
 
 
+@outside_inference
 def prepare(
     y: Tensor | np.ndarray,
     operator: Any,
@@ -212,6 +215,7 @@ def prepare(
 
     prior = load_prior(prior)
     operator = as_operator(operator)
+    thaw(operator)
     if noise is not None and sigma_y is not None:
         raise InputError("both sigma_y and noise are given; give one")
     law = sigma_y if noise is None else noise
@@ -233,12 +237,14 @@ def prepare(
         init=init,
         init_noise=init_noise,
     )
+    thaw(prior)
     _probe(problem)
     problem = _with_tried_reward(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)
     return chosen, problem, reason
 
 
+@outside_inference
 def guide(
     prior: Prior | str,
     reward: Reward | Callable[[Tensor], Tensor],

@@ -21,6 +21,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise InputError(
             f"device {str(device)!r} cannot be used here; use 'cpu' or 'auto'"
         ) from error
+    if resolved.type == "meta":
+        raise InputError(
+            "device 'meta' holds shapes and no numbers: moving a network there loses its weights; use 'cpu' or 'auto'"
+        )
     return resolved
 
 

@@ -31,6 +31,7 @@ from invguide.run_file import only_run, sweep
 from invguide.run_state import Chunk, Progress, restored
 from invguide.seen import Seen
 from invguide.solver import Solver, check_compatible, sample_count
+from invguide.surroundings import outside_inference, thaw
 from invguide.threads import warn_if_spinning
 
 
@@ -44,6 +45,7 @@ class StepReport(NamedTuple):
     estimate: Callable[[], Tensor]
 
 
+@outside_inference
 def run(
     solver: Solver[Any],
     problem: Problem,
@@ -186,6 +188,8 @@ def lay_out(
     devices = resolve_devices(device)
     # Whatever the network's own type, steps between neighbouring levels are lost in half precision.
     exact = dtype or torch.promote_types(problem.prior.dtype, torch.float32)
+    for module in (problem.prior, *problem.operators()):
+        thaw(module)
     rows = [(b, s) for b in range(problem.num_measurements) for s in range(count)]
     return Layout(problem.to(devices[0], exact), rows, count, devices, exact)
 

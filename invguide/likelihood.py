@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, LogDensity, NoiseModel
+from invguide.surroundings import usable
 from invguide.trial import gradient_fault
 
 
@@ -92,8 +93,8 @@ class Likelihood:
                 if callable(noise) and not isinstance(noise, Tensor)
                 else Gaussian(noise)
             )
-        self.operator, self.y = operator, y.detach()
-        self.noise = noise.bind(self.y)
+        self.operator, self.y = operator, usable(y.detach())
+        self.noise = noise.bind(self.y).usable()
         if known is not None:
             self.noise = self.noise.marginal(known)
         self.fault: str | None = None  # of the operator's gradient, as `try_gradient` found

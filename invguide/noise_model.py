@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import ShapeError
+from invguide.surroundings import usable
 
 Law = TypeVar("Law", bound="NoiseModel")
 
@@ -75,6 +76,10 @@ class NoiseModel(ABC):
             return t.to(device=device, dtype=dtype.to_complex() if t.is_complex() else dtype)
 
         return self._each(moved)
+
+    def usable(self: Law) -> Law:
+        """The law with parameters that gradients may go through: see `invguide.surroundings`."""
+        return self._each(usable)
 
     def _each(self: Law, change: Callable[[Tensor], Tensor]) -> Law:
         """A copy whose tensors are changed."""

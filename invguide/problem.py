@@ -21,6 +21,7 @@ from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
 from invguide.seen import Seen
+from invguide.surroundings import usable
 from invguide.whitened_map import WhitenedMap
 
 # Standard deviation that a data step leaves to values of which y tells little, in units of sigma_data: what is clipped
@@ -127,7 +128,8 @@ class Problem:
         self.prior, self.likelihood, self.reward = prior, likelihood, reward
         rows = 1 if likelihood is None else len(likelihood.y)
         self.condition = {
-            name: _condition_rows(name, value, rows) for name, value in (condition or {}).items()
+            name: usable(_condition_rows(name, value, rows))
+            for name, value in (condition or {}).items()
         }
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them

@@ -53,9 +53,12 @@ class Result:
     @property
     def weights(self) -> Tensor:
         """(B, num_samples), summing to 1 over the finished samples, 0 elsewhere; 1 / n except for particle methods."""
+        return torch.softmax(self._logits, 1).nan_to_num(0.0)
+
+    @property
+    def _logits(self) -> Tensor:
         logits = torch.zeros_like(self.chi2) if self.log_weights is None else self.log_weights
-        logits = torch.where(self.finished, logits, -torch.inf)
-        return torch.softmax(logits, 1).nan_to_num(0.0)
+        return torch.where(self.finished, logits, -torch.inf)
 
     @property
     def mean(self) -> Tensor:
@@ -66,17 +69,28 @@ class Result:
     def std(self) -> Tensor:
         """(B, *shape), weighted and unbiased, over the finished samples.
 
-        NaN where there are fewer than two, or the solver is a point estimator: equal answers are no small spread.
+        NaN where there are fewer than two, or the solver is a point estimator: equal answers are no small spread. Where
+        one sample has all weight, to rounding, it is the limit of the same: half the mean square of the distances to
+        it, weighted as the others are among themselves. `diagnosis` says so.
         """
         if self.manifest.get("point_estimate"):
             return torch.full_like(self.mean, float("nan"))
         variance = self._average((self.samples - self.mean[:, None]) ** 2)
         known = 1 - self.weights.square().sum(1)  # 1 - 1/n for equal weights
         known = known.reshape(-1, *(1,) * (variance.ndim - 1))
-        return torch.where(known > 1e-6, variance / known, float("nan")).sqrt()
+        return torch.where(known > 1e-6, variance / known, self._around_the_heaviest()).sqrt()
 
-    def _average(self, values: Tensor) -> Tensor:
-        weights = self.weights.reshape(*self.weights.shape, *(1,) * (values.ndim - 2))
+    def _around_the_heaviest(self) -> Tensor:
+        """sum_j v_j (x_j - x_top)^2 / 2 over all samples j but the heaviest, v their weights; NaN if there is none."""
+        logits, top = self._logits, self.weights.argmax(1)
+        others = logits.scatter(1, top[:, None], -torch.inf)
+        weights = torch.softmax(others, 1).nan_to_num(0.0)
+        heaviest = self.samples[torch.arange(len(top)), top]
+        return self._average((self.samples - heaviest[:, None]) ** 2, weights) / 2
+
+    def _average(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        weights = self.weights if weights is None else weights
+        weights = weights.reshape(*weights.shape, *(1,) * (values.ndim - 2))
         total = torch.where(weights > 0, weights * values, 0.0).sum(1)
         return torch.where(weights.sum(1) > 0, total, float("nan"))
 
@@ -98,6 +112,9 @@ class Result:
         chi2 = self.chi2[torch.isfinite(self.chi2)]
         if self.reward is not None:
             text = f"{text}; reward {self.reward[self.finished].mean().item():.4g}"
+        alone = (self.finished.sum(1) > 1) & (self.weights.amax(1) > 0.999)
+        if bool(alone.any()):
+            text = f"{text}; one has all the weight: mean and std rest on it, a larger ensemble may help"
         if self.warnings:
             more = f" (and {len(self.warnings) - 1} more)" if len(self.warnings) > 1 else ""
             text = f"{text}; warning: {self.warnings[0]}{more}"
