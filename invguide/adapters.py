@@ -120,12 +120,12 @@ class FunctionOperator(Operator):
                 y = self._call(x.clone())
             except Exception as error:
                 y = self._try_numpy(x, error)
-            self._numpy = not isinstance(y, Tensor)
-            if self._numpy and not isinstance(y, np.ndarray):
+            if not isinstance(y, Tensor | np.ndarray):
                 raise InputError(
                     f"{self._name} returned {type(y).__name__}; expected one tensor or array (B, *y_shape)"
                 )
-            self.fault = "it works on numpy arrays" if self._numpy else self._fault(x, y)
+            self._numpy = not isinstance(y, Tensor)
+            self.fault = self._fault(x, y) if isinstance(y, Tensor) else "it works on numpy arrays"
             self._differentiable = self.fault is None
 
     def _fault(self, x: Tensor, y: Tensor) -> str | None:

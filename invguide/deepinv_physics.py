@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,8 +163,7 @@ class DeepinvOperator(Operator):
         return [(name, tensor) for name, tensor in named if tensor.ndim > 1]
 
     def _of_rows(self, index: Tensor, names: Sequence[str]) -> DeepinvOperator:
-        part = self.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = copy(self)
         part._modules = dict(self._modules)
         part.physics = self.physics.clone()
         for name in names:
@@ -385,8 +385,7 @@ class DeepinvStack(Operator):
         parts = [part.rows(index) for part in self._operators]
         if all(new is old for new, old in zip(parts, self._operators, strict=True)):
             return self
-        stack = self.__new__(type(self))
-        stack.__dict__.update(self.__dict__)
+        stack = copy(self)
         stack._modules = {**self._modules, "parts": nn.ModuleList(parts)}
         return stack
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ _COUNT: ContextVar[InnerSolves | None] = ContextVar("inner solves", default=None
 
 
 @contextmanager
-def counted_solves(count: InnerSolves) -> Iterator[None]:
+def counted_solves(count: InnerSolves) -> Generator[None]:
     """Count the conjugate gradients of this thread into `count`."""
     token = _COUNT.set(count)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import ModuleType
@@ -139,7 +139,7 @@ def adjoint_limit(dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Generator[None]:
     """Put these modules and all inside into evaluation mode, and back as each of them was found.
 
     Dropout would make an operator random, and batch normalisation in training mode couples the rows of a batch and

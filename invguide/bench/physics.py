@@ -56,10 +56,11 @@ def physics_classes() -> list[str]:
 
 def examples() -> dict[str, Example]:
     """Return a small one of each class that is known here, by the name of the class."""
-    from deepinv import physics as p
+    from deepinv import physics as deepinv_physics
     from deepinv.physics.scattering import circular_sensors
     from deepinv.transform import Shift
 
+    p: Any = deepinv_physics  # whose annotations are narrower than what it takes
     g = torch.Generator().manual_seed(2)
     kernel = torch.rand(1, 1, 3, 3, generator=g)
     kernel = kernel / kernel.sum()
