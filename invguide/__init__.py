@@ -68,6 +68,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("invguide")
+        except PackageNotFoundError:  # a folder of the sources on the path
+            return "unknown"
     if name in _MODULES:
         return import_module(f"invguide.{name}")
     if name not in _HOME:
@@ -78,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES, "__version__"})

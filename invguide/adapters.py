@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments import checked
 from invguide.deepinv_physics import DeepinvOperator, from_deepinv
 from invguide.errors import InputError, ShapeError, require
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, Poisson
+from invguide.rules import Shape
 from invguide.trial import (
     adjoint_defect,
     adjoint_limit,
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
     from deepinv.physics import Physics
 
 
+@checked
 def as_operator(
     model: Any,
     *,
     adjoint: Callable[[Tensor], Tensor] | None = None,
-    shape: tuple[int, ...] | None = None,
+    shape: Shape | None = None,
     linear: bool = False,
 ) -> Operator:
     """Return any forward model as an operator.
@@ -248,6 +251,7 @@ def _to_tensor(y: Any, like: Tensor) -> Tensor:
 # ---- to deepinv
 
 
+@checked
 def to_deepinv(operator: Operator, sigma_y: Tensor | float | None = None) -> Physics:
     """Return the operator as a `deepinv.physics.Physics`, or `LinearPhysics` with our exact prox and pseudo-inverse.
 

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from invguide.arguments import checked, shown
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import norm
 from invguide.prior import Prior
 from invguide.problem import Guidance, Problem
+from invguide.rules import Count
 from invguide.tableaus import Step, make_steps
 
 # ---- forwards and backwards
@@ -149,6 +151,7 @@ def _check_deterministic(again: Tensor, first: Tensor) -> None:
 # ---- the public face
 
 
+@checked
 def rollout(
     prior: Prior,
     x: Tensor,
@@ -157,7 +160,7 @@ def rollout(
     *,
     condition: dict[str, Tensor] | None = None,
     wrt: Sequence[Tensor] = (),
-    checkpoint_every: int = 1,
+    checkpoint_every: Count = 1,
 ) -> Tensor:
     """Follow the probability flow from x at sigmas[0] to sigmas[-1]; backward is exact and light on memory.
 
@@ -177,14 +180,13 @@ def rollout(
     Raises:
         InputError: No roll-out, an unknown method, or (in backward) a denoiser that is not deterministic.
     """
+    _check_states(x)
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.ndim != 1:
         raise ShapeError(
             f"sigmas has shape {tuple(levels.shape)}; expected n + 1 levels, (n + 1,)"
         )
     steps = make_steps(levels.tolist(), method)
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
     for tensor in wrt:
         if not tensor.requires_grad:
             raise InputError(
@@ -269,6 +271,7 @@ def rollout_gradient(
     wrt: Sequence[Tensor],
     checkpoint_every: int = 1,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
+@checked
 def rollout_gradient(
     prior: Prior,
     x: Tensor,
@@ -301,6 +304,7 @@ def rollout_gradient(
         >>> value, gradient
         (tensor([1.]), tensor([[0.5000, 0.5000]]))
     """
+    _check_states(x)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         end = rollout(
@@ -319,6 +323,13 @@ def rollout_gradient(
     _check_slope(slope)
     value = value.detach()
     return (value, gradient, tuple(others)) if wrt else (value, gradient)
+
+
+def _check_states(x: Tensor) -> None:
+    if not x.is_floating_point() or x.ndim < 2:
+        raise InputError(
+            f"x is {shown(x)}; expected floating-point states (B, *shape), batch first"
+        )
 
 
 def check_loss(loss: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from invguide import driver
+from invguide.arguments import check, checked, shown
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel
 from invguide.policy import choose
 from invguide.prior import Prior
-from invguide.problem import Problem
+from invguide.problem import GREY, Problem
 from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
+from invguide.rules import Array, Count, Shape
 from invguide.solver import Solver
 from invguide.surroundings import outside_inference, thaw
 from invguide.trial import adjoint_defect, adjoint_limit
 
 
+@checked
 def load_prior(
-    where: str | Path | Prior | nn.Module,
+    where: Any,
     *,
     weights: str | Path | None = None,
     entry: str | None = None,
@@ -78,10 +82,16 @@ def load_prior(
     return prior
 
 
-def make_solver(solver: str | Solver[Any], **settings: Any) -> Solver[Any]:
-    """Return a solver by name ("dps", "red-diff", ... in any spelling), with its defaults or these settings."""
+def make_solver(solver: str | Solver[Any] | type[Solver[Any]], **settings: Any) -> Solver[Any]:
+    """Return a solver by name ("dps", ... in any spelling) or class, with its defaults or these settings."""
     if isinstance(solver, Solver):
         return solver
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        return solver(**settings)
+    if not isinstance(solver, str):
+        raise InputError(
+            f"the solver is {shown(solver)}; expected a solver such as DPS(num_steps=50), its name, or 'auto'"
+        )
     import invguide.solvers  # noqa: F401  fills the registry
 
     names = {_plain(name): kind for name, kind in Solver.registry.items()}
@@ -102,12 +112,12 @@ def choose_solver(problem: Problem, num_samples: int | None = None) -> Solver[An
 
 
 def _solver_for(
-    problem: Problem, solver: str | Solver[Any], num_samples: int | None
+    problem: Problem, solver: str | Solver[Any] | type[Solver[Any]], num_samples: int | None
 ) -> tuple[Solver[Any], str]:
     """Resolve "auto" and names, and why; an ensemble method not given as an object takes num_samples as its size."""
     if isinstance(solver, Solver):
         return solver, ""
-    auto = solver.lower() == "auto"
+    auto = isinstance(solver, str) and solver.lower() == "auto"
     chosen, reason = choose(problem, num_samples) if auto else (make_solver(solver), "")
     if chosen.requires.ensemble and num_samples is not None:
         chosen = replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
@@ -115,18 +125,19 @@ def _solver_for(
 
 
 @outside_inference
+@partial(checked, also=driver.run)
 def solve(
-    y: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Any,
     operator: Any,
-    prior: Prior | str,
+    prior: Prior | str | Any,
     *,
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
     mask: Tensor | np.ndarray | None = None,
     reward: Reward | Callable[[Tensor], Tensor] | None = None,
-    solver: Solver[Any] | str = "auto",
-    num_samples: int | None = None,
-    shape: tuple[int, ...] | None = None,
+    solver: Solver[Any] | type[Solver[Any]] | str = "auto",
+    num_samples: Count | None = None,
+    shape: Shape | None = None,
     condition: Mapping[str, Any] | None = None,
     init: Tensor | np.ndarray | None = None,
     init_noise: float | None = None,
@@ -136,17 +147,17 @@ def solve(
     """Draw samples of x given a measurement y = operator(x) + noise.
 
     Args:
-        y: Measurements, batched: (B, *y_shape).
+        y: Measurements, batched: (B, *y_shape). A tensor, an array of any byte order or strides, or one PIL picture.
         operator: An Operator, a torch callable or module, a deepinv Physics (its noise level is read), or a numpy
             function (a black box). Works in data units, batch first.
-        prior: A prior, or the name of an embedded one.
+        prior: A prior, or anything that `load_prior` takes.
         sigma_y: Gaussian noise standard deviation in measurement units: a number or per element.
         noise: Another noise law, or a callable log density, in place of sigma_y.
         mask: Which values of y are known, 1 or True: one measurement's shape, or y's. None: all, but for what a numpy
             masked array leaves out.
         reward: Added to log p(y | x): samples are those of p(x | y) exp(reward). As for `guide`.
-        solver: A solver, its name, or "auto": exact methods where they apply, else the best measured one for this
-            operator and number of samples (`invguide.policy`); the reason is `result.manifest["auto"]`.
+        solver: A solver, its name or class, or "auto": exact methods where they apply, else the best measured one for
+            this operator and number of samples (`invguide.policy`); the reason is `result.manifest["auto"]`.
         num_samples: Samples per measurement, 1 by default; of an ensemble method, the size of its ensemble.
         shape: Shape of one x, where neither prior nor operator knows it.
         condition: Keywords of a conditional prior, such as {"label": 3}: numbers, lists, arrays or tensors, one row per
@@ -179,6 +190,10 @@ def solve(
         init=init,
         init_noise=init_noise,
     )
+    if truth is not None:
+        from invguide.metrics import check_truth
+
+        truth = check_truth(truth, (problem.num_measurements, *problem.data_shape))
     result = driver.run(chosen, problem, num_samples, **run)
     if reason:
         result.manifest["auto"] = reason
@@ -188,23 +203,24 @@ def solve(
     if truth is not None:
         from invguide.metrics import compare
 
-        result.metrics = compare(result, torch.as_tensor(truth))
+        result.metrics = compare(result, truth)
     return result
 
 
 @outside_inference
+@checked
 def prepare(
-    y: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Any,
     operator: Any,
-    prior: Prior | str,
+    prior: Prior | str | Any,
     *,
     sigma_y: Tensor | float | None = None,
     noise: NoiseModel | Callable[..., Tensor] | None = None,
     mask: Tensor | np.ndarray | None = None,
     reward: Reward | Callable[[Tensor], Tensor] | None = None,
-    solver: Solver[Any] | str = "auto",
-    num_samples: int | None = None,
-    shape: tuple[int, ...] | None = None,
+    solver: Solver[Any] | type[Solver[Any]] | str = "auto",
+    num_samples: Count | None = None,
+    shape: Shape | None = None,
     condition: Mapping[str, Any] | None = None,
     init: Tensor | np.ndarray | None = None,
     init_noise: float | None = None,
@@ -227,6 +243,7 @@ def prepare(
         )
     if isinstance(operator, DeepinvStack) and not isinstance(y, (Tensor, np.ndarray)):
         y = operator.join(y)
+    y = check("solve", "y", y, Array(batch=True))
     likelihood = Likelihood(operator, y, law, mask)
     problem = Problem(
         prior,
@@ -245,13 +262,14 @@ def prepare(
 
 
 @outside_inference
+@partial(checked, also=driver.run)
 def guide(
-    prior: Prior | str,
+    prior: Prior | str | Any,
     reward: Reward | Callable[[Tensor], Tensor],
     *,
-    solver: Solver[Any] | str = "auto",
-    num_samples: int | None = None,
-    shape: tuple[int, ...] | None = None,
+    solver: Solver[Any] | type[Solver[Any]] | str = "auto",
+    num_samples: Count | None = None,
+    shape: Shape | None = None,
     condition: Mapping[str, Any] | None = None,
     init: Tensor | np.ndarray | None = None,
     init_noise: float | None = None,
@@ -260,7 +278,7 @@ def guide(
     """Draw samples of the prior tilted by exp(reward).
 
     Args:
-        prior: A prior, or the name of an embedded one.
+        prior: A prior, or anything that `load_prior` takes.
         reward: A Reward, a BlackBox, or a callable (N, *shape) -> (N,) on torch tensors or numpy arrays, in data
             units; higher is better.
         solver: A solver, its name, or "auto".
@@ -341,6 +359,8 @@ def _probe(problem: Problem) -> None:
         hint = ""
         if predicted.shape[1:] == y.shape:
             hint = "; y lacks its batch axis: pass y[None]"
+        elif y.ndim == predicted.ndim > 2 and y.shape[1] == 1 and predicted.shape[1] == 3:
+            hint = f"; {GREY}"
         raise ShapeError(
             f"{type(likelihood.operator).__name__} maps x {tuple(problem.data_shape)} to {tuple(predicted.shape[1:])}, "
             f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"

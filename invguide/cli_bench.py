@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from invguide.terminal import Device, Seed, command, pairs
+from invguide.terminal import RUN_FAILED, Device, Seed, command, pairs
 
 bench = typer.Typer(
     help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
@@ -221,6 +221,21 @@ def bench_noise(
 
     chosen = _given(levels=level, kinds=kind)
     print(run(data, size=size, photos=photos, folder=folder, **chosen, seed=seed))
+
+
+@command("bad-calls", bench)
+def bench_bad_calls(
+    count: Annotated[int, typer.Option(help="Of calls.")] = 1000,
+    show: Annotated[bool, typer.Option(help="Print each call before it is made.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Call the whole public interface wrongly: every call has to be refused in words, or make sense."""
+    from invguide.bench import bad_calls as run
+
+    tally = run(count, seed, print if show else None)
+    print(tally)
+    if tally.faults:
+        raise typer.Exit(RUN_FAILED)
 
 
 @command("driver", bench)

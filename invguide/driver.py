@@ -11,15 +11,16 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from invguide.arguments import checked
 from invguide.checkpoint import save_checkpoint
 from invguide.data_size import SharedSize
 from invguide.devices import chunk_size, out_of_memory, resolve_devices
-from invguide.errors import DivergenceError, InputError
+from invguide.errors import DivergenceError
 from invguide.forward_operator import InnerSolves, counted_solves
 from invguide.identity import Identity, check_trust, run_identity, versions
 from invguide.inspection import Inspector, target_name
@@ -27,6 +28,7 @@ from invguide.problem import Counters, Problem
 from invguide.progress import progress_bar
 from invguide.result import Result
 from invguide.rng import Noise
+from invguide.rules import Count, FloatType
 from invguide.run_file import only_run, sweep
 from invguide.run_state import Chunk, Progress, restored
 from invguide.seen import Seen
@@ -46,21 +48,22 @@ class StepReport(NamedTuple):
 
 
 @outside_inference
+@checked
 def run(
     solver: Solver[Any],
     problem: Problem,
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     *,
     seed: int = 0,
-    batch_size: int | str = "auto",
+    batch_size: Count | Literal["auto"] = "auto",
     device: str | torch.device | Sequence[str | torch.device] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: FloatType | None = None,
     progress: bool = True,
     callbacks: Sequence[Callable[[StepReport], None]] = (),
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 10,
+    checkpoint_every: Count = 10,
     trust: Sequence[str] = (),
-    on_nonfinite: str = "raise",
+    on_nonfinite: Literal["raise", "drop"] = "raise",
 ) -> Result:
     """Draw num_samples samples for every measurement of the problem.
 
@@ -96,10 +99,6 @@ def run(
         CheckpointError: The checkpoint is damaged, belongs to other settings or is in use; or it cannot be written,
             which is tried before the first network call.
     """
-    if on_nonfinite not in ("raise", "drop"):
-        raise InputError(f"on_nonfinite is {on_nonfinite!r}; expected 'raise' or 'drop'")
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every is {checkpoint_every}; expected at least 1")
     problem, rows, num_samples, devices, dtype = lay_out(
         solver, problem, num_samples, device, dtype
     )

@@ -16,6 +16,10 @@ class InputError(InvguideError, ValueError):
     """The caller's mistake: names the value, what was expected and the fix. Exit code 2 on the command line."""
 
 
+class ArgumentError(InputError, TypeError):
+    """Something is called with arguments that it does not have, or without one that it needs."""
+
+
 class ShapeError(InputError):
     """A tensor has another shape than the contract asks for."""
 

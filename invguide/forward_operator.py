@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from invguide.arguments import Checked
 from invguide.errors import ShapeError
 from invguide.prior import per_sample
 
@@ -130,7 +131,7 @@ class SVD(NamedTuple):
     V_adjoint: Callable[[Tensor], Tensor]
 
 
-class Operator(nn.Module, ABC):
+class Operator(nn.Module, metaclass=Checked):
     """A deterministic map from data to measurement: (B, *in_shape) -> (B, *out_shape); noise is not here.
 
     A module, so that `.to(device)` reaches masks and kernels (register them as buffers).

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from invguide.arguments import Checked
+from invguide.arrays import as_tensor
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, LogDensity, NoiseModel
+from invguide.rules import Batch
 from invguide.surroundings import usable
 from invguide.trial import gradient_fault
 
 
-class Likelihood:
+class Likelihood(metaclass=Checked):
     """log p(y | x) of measurements y (B, *y_shape) under an operator and a noise law.
 
     Row i of x is compared with row i of y; `rows` selects (and repeats) measurements, so that the driver can pair
@@ -44,7 +47,7 @@ class Likelihood:
     def __init__(
         self,
         operator: Operator,
-        y: Tensor | np.ndarray,
+        y: Batch,
         noise: NoiseModel | Tensor | float | Callable[..., Tensor],
         mask: Tensor | np.ndarray | None = None,
     ) -> None:
@@ -52,9 +55,10 @@ class Likelihood:
         if isinstance(y, np.ma.MaskedArray):
             there = torch.as_tensor(~np.ma.getmaskarray(y))
             given = there if given is None else _as_booleans(given, there) & there
-            y = torch.as_tensor(y.filled(0))
-        y = torch.as_tensor(y)
-        y = y if y.is_floating_point() or y.is_complex() else y.to(torch.get_default_dtype())
+            y = as_tensor(y.filled(0))
+        assert isinstance(y, Tensor)
+        whole = not (y.is_floating_point() or y.is_complex())
+        y = y.to(torch.get_default_dtype()) if whole else y
         if y.ndim < 1 or len(y) == 0:
             raise InputError(
                 f"y has shape {tuple(y.shape)}; expected a batch of at least one measurement (B, *y_shape)"
@@ -92,6 +96,12 @@ class Likelihood:
                 LogDensity(noise)
                 if callable(noise) and not isinstance(noise, Tensor)
                 else Gaussian(noise)
+            )
+        if whole and isinstance(noise, Gaussian) and bool((y.abs() > 1).any()):
+            raise InputError(
+                f"y holds whole numbers up to {y.abs().max().item():g}, and images are in [0, 1]: pass y / 255 (and "
+                "sigma_y / 255). For measurements in other units pass y.astype(float); counts of photons have a law of "
+                "their own, noise=Poisson(gain)"
             )
         self.operator, self.y = operator, usable(y.detach())
         self.noise = noise.bind(self.y).usable()
@@ -211,6 +221,12 @@ class Likelihood:
     def _predict(self, x: Tensor) -> Tensor:
         predicted = self._measure(x)
         check_batch(self.operator, x, predicted)
+        if predicted.is_complex() != self.y.is_complex():
+            kinds = ("complex", "real") if predicted.is_complex() else ("real", "complex")
+            raise InputError(
+                f"{type(self.operator).__name__} returns {kinds[0]} values, and y is {kinds[1]}; expected the same: "
+                "the real and imaginary part of a number are measured both, or the operator drops one"
+            )
         predicted = predicted if not self.masked else self.only_known(predicted)
         if predicted.shape != self.y.shape:
             raise ShapeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invguide.errors import ShapeError
+from invguide.errors import InputError, ShapeError
 from invguide.result import Result
 
 
@@ -59,6 +59,22 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
     return (error - spread).flatten(1).mean(1)
 
 
+def check_truth(truth: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the clean signals that a result of this shape (B, *shape) is to be compared with.
+
+    Raises:
+        ShapeError: Not one signal per measurement.
+        InputError: Values that are not finite.
+    """
+    if tuple(truth.shape) != shape:
+        raise ShapeError(
+            f"truth has shape {tuple(truth.shape)}; expected one clean signal per measurement, {shape}"
+        )
+    if not bool(torch.isfinite(truth).all()):
+        raise InputError("truth has NaN or infinite values; every value must be finite")
+    return truth.detach()
+
+
 def compare(result: Result, truth: Tensor) -> dict[str, Tensor]:
     """Metrics of a result against the clean signals.
 
@@ -74,11 +90,7 @@ def compare(result: Result, truth: Tensor) -> dict[str, Tensor]:
         ShapeError: truth does not have one signal per measurement.
     """
     samples, mean = result.samples, result.mean
-    if truth.shape != mean.shape:
-        raise ShapeError(
-            f"truth has shape {tuple(truth.shape)}; expected one clean signal per measurement, {tuple(mean.shape)}"
-        )
-    truth = truth.detach().to(samples)
+    truth = check_truth(truth, tuple(mean.shape)).to(samples)
     image = truth.ndim == 4 and truth.shape[1] in (1, 3)
     name, score = ("psnr", psnr) if image else ("rmse", rmse)
     metrics = {

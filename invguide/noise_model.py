@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
 from typing import ClassVar, TypeVar
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments import Checked
 from invguide.errors import ShapeError
 from invguide.surroundings import usable
 
 Law = TypeVar("Law", bound="NoiseModel")
 
 
-class NoiseModel(ABC):
+class NoiseModel(metaclass=Checked):
     """One law; `bind` fixes it to a batch of measurements, `rows` selects some of them.
 
     The tensors named in `tensors` are its parameters; once bound, they have a batch axis of B. log p(y | A x) is

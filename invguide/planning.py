@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from invguide.api import prepare
+from invguide.arguments import checked
 from invguide.data_size import measuring_calls
 from invguide.devices import chunk_size, now, out_of_memory
 from invguide.driver import lay_out
@@ -21,6 +23,7 @@ from invguide.prior import Prior
 from invguide.priors.tiled import Tiled, Trial
 from invguide.problem import Counters, Problem
 from invguide.rng import Noise
+from invguide.rules import Count, FloatType
 from invguide.solver import Solver
 
 
@@ -77,16 +80,17 @@ class Plan:
         return "\n".join(lines)
 
 
+@partial(checked, also=prepare)
 def plan(
-    y: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Any,
     operator: Any,
-    prior: Prior | str,
+    prior: Prior | str | Any,
     *,
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     seed: int = 0,
-    batch_size: int | str = "auto",
-    device: Any = None,
-    dtype: torch.dtype | None = None,
+    batch_size: Count | Literal["auto"] = "auto",
+    device: str | torch.device | Sequence[str | torch.device] | None = None,
+    dtype: FloatType | None = None,
     **problem: Any,
 ) -> Plan:
     """Return what `invguide.solve` with the same arguments will cost, from four of its steps.

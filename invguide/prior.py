@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invguide.arguments import Checked
 from invguide.errors import InputError
 
 
@@ -31,7 +32,7 @@ def denoise_at(
     return torch.lerp(x, denoise(x, level, **condition), share)
 
 
-class Prior(nn.Module, ABC):
+class Prior(nn.Module, metaclass=Checked):
     """What a pretrained diffusion model knows, as its posterior mean at every noise level.
 
     Attributes:

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments import Checked
 from invguide.data_size import SharedSize, measured_size, of_first
-from invguide.errors import InputError, RunError, ShapeError
+from invguide.errors import InputError, InvguideError, RunError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, inner, norm, orthonormal_scale
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian, GaussianLaw
 from invguide.prior import Prior, per_sample
 from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
+from invguide.rules import Shape
 from invguide.schedule import Schedule, level_list
 from invguide.seen import Seen
 from invguide.surroundings import usable
@@ -30,6 +32,11 @@ from invguide.whitened_map import WhitenedMap
 OPEN = 0.5
 
 R = TypeVar("R", bound=Reward)
+
+GREY = (
+    "y is grey and the prior one of colour pictures: take ig.priors.Grey(prior), or operators.Grayscale() for an x in "
+    "colour"
+)
 
 
 @dataclass
@@ -96,7 +103,7 @@ class WhitenedLinear:
         return self.likelihood.only_known(solved) if self.likelihood.masked else solved
 
 
-class Problem:
+class Problem(metaclass=Checked):
     """A prior, a likelihood or a reward (or both), and the change between normalised and data units.
 
     Args:
@@ -120,7 +127,7 @@ class Problem:
         likelihood: Likelihood | None = None,
         reward: Reward | None = None,
         *,
-        shape: tuple[int, ...] | None = None,
+        shape: Shape | None = None,
         condition: Mapping[str, Any] | None = None,
         init: Tensor | np.ndarray | None = None,
         init_noise: float | None = None,
@@ -612,6 +619,37 @@ def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(log_prob.sum(), inputs)
 
 
+def _fits(wanted: tuple[int | None, ...], shape: tuple[int, ...] | None) -> bool:
+    return (
+        shape is not None
+        and len(shape) == len(wanted)
+        and all(p in (None, n) for p, n in zip(wanted, shape, strict=True))
+    )
+
+
+def _how_to_fit(prior: Prior, likelihood: Likelihood) -> str:
+    """Which arrangement of y would suit the prior, as arrays come from other programs."""
+    shape = tuple(likelihood.y.shape)
+    last_first = (*shape[:1], *shape[-1:], *shape[1:-1]), (*shape[-1:], *shape[:-1])
+    for one, fix in (
+        (shape, "y lacks its batch axis: pass y[None]"),
+        (last_first[0][1:], "channels come first: pass np.moveaxis(y, -1, 1)"),
+        (
+            last_first[1],
+            "channels come first, after the batch axis: pass np.moveaxis(y, -1, 0)[None]",
+        ),
+    ):
+        try:
+            told = likelihood.operator.input_shape(one)
+            if told is not None and _fits(prior.sample_shape, tuple(told)):
+                return fix
+        except (InvguideError, ValueError, IndexError):  # no shape for this operator
+            continue
+    if len(shape) == len(prior.sample_shape) + 1 and shape[1] == 1 and prior.sample_shape[0] == 3:
+        return GREY
+    return "resize or tile y"
+
+
 def _resolve_shape(
     prior: Prior, likelihood: Likelihood | None, shape: tuple[int, ...] | None
 ) -> tuple[int, ...]:
@@ -626,12 +664,10 @@ def _resolve_shape(
             f"the shape of x is unknown: the prior takes {prior.shape} and the operator cannot tell; "
             f"pass shape=(...), one sample without the batch axis"
         )
-    fits = len(known) == len(prior.shape) and all(
-        p in (None, n) for p, n in zip(prior.shape, known, strict=True)
-    )
-    if not fits:
+    if not _fits(prior.shape, known):
+        fix = "resize or tile y" if likelihood is None else _how_to_fit(prior, likelihood)
         raise ShapeError(
-            f"x would have shape {known}, but the prior was trained on {prior.shape}; resize or tile y"
+            f"x would have shape {known}, but the prior was trained on {prior.shape}; {fix}"
         )
     small = [
         n for n, p in zip(known, prior.shape, strict=True) if p is None and n < prior.min_size

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments import Checked, check, checked
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import Operator
+from invguide.rules import Number
 from invguide.trial import RAISES, gradient_fault
 
 if TYPE_CHECKING:
     from invguide.certificate import Certificate
 
 
-class Reward(ABC):
+class Reward(metaclass=Checked):
     """Higher is better; the target is p(x) exp(r(x)). Must neither change x nor couple rows.
 
     A sample that cannot be scored is NaN. Rewards add up: `0.5 * a + 2 * b`, `-a`, `sum([a, b])`.
@@ -60,7 +61,10 @@ class Reward(ABC):
         return certificate
 
     def __mul__(self, weight: float | Tensor) -> Weighted:
-        return Weighted(tuple((float(weight) * w, part) for w, part in terms(self)))
+        if isinstance(weight, Reward):
+            return NotImplemented
+        weight = check(repr(self), "the weight", weight, Number())
+        return Weighted(tuple((weight * w, part) for w, part in terms(self)))
 
     __rmul__ = __mul__
 
@@ -93,11 +97,6 @@ class Weighted(Reward):
 
     parts: tuple[tuple[float, Reward], ...]
 
-    def __post_init__(self) -> None:
-        for weight, part in self.parts:
-            if not math.isfinite(weight):
-                raise InputError(f"the weight of {part!r} is {weight}; expected a finite number")
-
     @property
     def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(part.differentiable for _, part in self.parts)
@@ -125,6 +124,7 @@ def terms(reward: Reward) -> tuple[tuple[float, Reward], ...]:
     return reward.parts if isinstance(reward, Weighted) else ((1.0, reward),)
 
 
+@checked
 def as_reward(value: Any, differentiable: bool | None = None) -> Reward:
     """Return anything that scores samples as a reward.
 

@@ -4,15 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arrays import Refused, as_tensor
 from invguide.errors import InputError, suggest
+from invguide.rules import Number, Rule
 
 SCHEDULES = ("karras", "exponential", "vp-linear", "cosine")
-Schedule = str | Sequence[float]
+
+
+class _Levels(Rule):
+    expected = "the name of a schedule, or strictly decreasing levels that end in 0"
+
+    def take(self, value: Any) -> str | tuple[float, ...]:
+        if isinstance(value, str):
+            if value in SCHEDULES:
+                return value
+            raise Refused(suggest(value, SCHEDULES))
+        levels = _numbers(value)
+        if len(levels) < 2 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
+            raise Refused("")
+        return levels
+
+
+@dataclass(frozen=True)
+class _Part(Rule):
+    """Fractions of a run; `empty`: start may be end."""
+
+    empty: bool = False
+
+    @property
+    def expected(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        sign = "<=" if self.empty else "<"
+        return f"(start, end) as fractions of the run, 0 <= start {sign} end <= 1"
+
+    def take(self, value: Any) -> tuple[float, float]:
+        ends = _numbers(value)
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
+            raise Refused("")
+        if ends[0] == ends[1] and not self.empty:
+            raise Refused("")
+        return ends[0], ends[1]
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """A sequence of finite numbers as floats."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim:
+        value = as_tensor(value).tolist()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise Refused("")
+    return tuple(float(Number().take(item)) for item in value)
+
+
+Schedule = Annotated[str | Sequence[float], _Levels()]
+Window = Annotated[tuple[float, float], _Part()]
+WindowOrNone = Annotated[tuple[float, float], _Part(empty=True)]
 
 
 def make_sigmas(
@@ -107,11 +160,3 @@ def _karras(first: Tensor, low: float, count: int, rho: float = 7.0) -> Tensor:
     u = torch.linspace(0, 1, count, dtype=first.dtype, device=first.device)[:, None]
     high, last = first ** (1 / rho), first.clamp_max(low) ** (1 / rho)
     return (high + u * (last - high)) ** rho
-
-
-def check_window(window: tuple[float, float]) -> None:
-    """Raise InputError unless a part of a run, (start, end) in fractions of its steps, is one."""
-    if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
-        raise InputError(
-            f"window is {window}; expected (start, end) as fractions of the run, 0 <= start < end <= 1"
-        )

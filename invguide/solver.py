@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from invguide.arguments import Checked
 from invguide.errors import CompatibilityError, InputError
 from invguide.problem import Problem
 from invguide.reward import Reward, terms
 from invguide.rng import Noise
+from invguide.rules import Count
 
 State = TypeVar("State")
 
@@ -52,7 +54,7 @@ class Requires:
 
 
 @dataclass(frozen=True)
-class Solver(ABC, Generic[State]):
+class Solver(Generic[State], metaclass=Checked):
     """Base of every solver. Subclasses are frozen dataclasses; `State` is a NamedTuple of tensors (B, ...)."""
 
     requires: ClassVar[Requires]
@@ -64,10 +66,12 @@ class Solver(ABC, Generic[State]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "requires" in cls.__dict__:
+        known = Solver.registry.get(cls.__name__)
+        # A class of the same name elsewhere does not take the place of ours.
+        if "requires" in cls.__dict__ and (known is None or _is_ours(cls) or not _is_ours(known)):
             Solver.registry[cls.__name__] = cls
 
-    num_steps: int = 100
+    num_steps: Count = 100
 
     @abstractmethod
     def init(self, problem: Problem, noise: Noise) -> State:
@@ -82,14 +86,6 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def estimate(self, state: State) -> Tensor:
         """Return the clean signals (B, *shape), normalised units; valid after any step."""
-
-    def check_steps(self, most: int | None = None) -> None:
-        """Raise InputError unless num_steps is a whole number of at least 1, and of at most `most`."""
-        steps = self.num_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"num_steps is {steps!r}; expected a whole number of at least 1")
-        if most is not None and steps > most:
-            raise InputError(f"num_steps is {steps}; {type(self).__name__} takes at most {most}")
 
     def log_weights(self, state: State) -> Tensor | None:
         """Return unnormalised log-weights (B,) of the samples of one measurement; None: all weigh the same."""
@@ -108,6 +104,10 @@ class Solver(ABC, Generic[State]):
         raise TypeError(
             f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])"
         )
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("invguide.")
 
 
 def sample_count(solver: Solver[Any], num_samples: int | None) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 from invguide.forward_operator import SVD, LinearOperator
 from invguide.prior import per_sample
 
-from ._images import check_choice, check_images, check_kernel
-from ._separable import PADDINGS, cached_eigenbasis, sandwich
+from ._images import check_images, check_kernel
+from ._separable import Padding, cached_eigenbasis, sandwich
 
 
 def hartley(x: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ class Convolution(LinearOperator):
 
     kernel: Tensor
 
-    def __init__(self, kernel: Tensor, padding: str) -> None:
+    def __init__(self, kernel: Tensor, padding: Padding) -> None:
         super().__init__()
-        self.padding = check_choice(self, "padding", padding, PADDINGS)
+        self.padding: Padding = padding
         self.register_buffer("kernel", check_kernel(self, kernel))
 
     def _check(self, x: Tensor) -> None:

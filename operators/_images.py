@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, ShapeError, suggest
+from invguide.errors import InputError, ShapeError
+from invguide.rules import Number
 
 
 def check_images(
@@ -36,28 +38,14 @@ def check_images(
         )
 
 
-def check_choice(owner: object, argument: str, value: str, options: tuple[str, ...]) -> str:
-    if value not in options:
-        raise InputError(
-            f"{type(owner).__name__}: {argument}={value!r}; {suggest(str(value), options)}"
-        )
-    return value
-
-
-def check_positive(owner: object, argument: str, value: float, unit: str = "") -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (value > 0 and math.isfinite(value))
-    ):
-        expected = f"a positive number of {unit}" if unit else "a positive number"
-        raise InputError(f"{type(owner).__name__}: {argument}={value!r}; expected {expected}")
-    return float(value)
+# A blur wider than this is a slip, and its kernel would fill the memory.
+WIDEST = 1000
+Width = Annotated[float, Number(0, WIDEST, open_low=True, unit="pixels")]
 
 
 def check_kernel(owner: object, kernel: Tensor) -> Tensor:
     """Return the kernel (H, W) of odd size, divided by its sum with a warning where that is not 1."""
-    name, kernel = type(owner).__name__, torch.as_tensor(kernel).detach()
+    name, kernel = type(owner).__name__, kernel.detach()
     shape = tuple(kernel.shape)
     if kernel.ndim != 2 or 0 in shape:
         raise ShapeError(

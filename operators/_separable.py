@@ -19,7 +19,6 @@ from invguide.forward_operator import SVD, LinearOperator
 from ._images import check_images
 
 Padding = Literal["circular", "reflect", "valid"]
-PADDINGS = ("circular", "reflect", "valid")
 
 
 @dataclass(frozen=True)

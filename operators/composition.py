@@ -33,7 +33,7 @@ class Composition(Operator):
         linear = operators and all(isinstance(part, LinearOperator) for part in operators)
         return super().__new__(LinearComposition if cls is Composition and linear else cls)  # pyright: ignore[reportArgumentType]
 
-    def __init__(self, *operators: Operator) -> None:
+    def __init__(self, *operators: Any) -> None:
         super().__init__()
         if not operators:
             raise InputError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ._images import check_choice, check_positive
-from ._separable import PADDINGS, Filter, Padding, SeparableOperator
+from ._images import Width
+from ._separable import Filter, Padding, SeparableOperator
 
 
 class GaussianBlur(SeparableOperator):
@@ -26,9 +26,8 @@ class GaussianBlur(SeparableOperator):
         torch.Size([1, 3, 8, 10])
     """
 
-    def __init__(self, sigma: float, padding: Padding = "reflect") -> None:
-        self.sigma = check_positive(self, "sigma", sigma, "pixels")
-        self.padding = check_choice(self, "padding", padding, PADDINGS)
+    def __init__(self, sigma: Width, padding: Padding = "reflect") -> None:
+        self.sigma, self.padding = sigma, padding
         radius = max(1, int(4 * self.sigma + 0.5))
         weights = [math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)]
         super().__init__(Filter.normalised(weights, padding=padding))

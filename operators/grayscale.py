@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from invguide.errors import InputError
 from invguide.forward_operator import SVD, LinearOperator
+from invguide.rules import Items, Number
 
 from ._images import check_images
 
@@ -22,13 +25,14 @@ class Grayscale(LinearOperator):
         torch.Size([1, 1, 4, 6])
     """
 
-    def __init__(self, weights: tuple[float, ...] = (0.299, 0.587, 0.114)) -> None:
+    def __init__(
+        self,
+        weights: Annotated[tuple[float, ...], Items((Number(),), least=2)] = (0.299, 0.587, 0.114),
+    ) -> None:
         super().__init__()
-        if len(weights) < 2 or not any(weights):
-            raise InputError(
-                f"Grayscale: weights={weights!r}; expected at least two numbers, not all zero"
-            )
-        self.weights = tuple(float(w) for w in weights)
+        if not any(weights):
+            raise InputError("Grayscale: all weights are 0, so that nothing is measured")
+        self.weights = weights
 
     def _column(self, like: Tensor) -> Tensor:
         return like.new_tensor(self.weights).reshape(-1, 1, 1)

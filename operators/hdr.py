@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.forward_operator import Operator
+from invguide.rules import Positive
 from invguide.truncated_normal import log_mass_and_mean
 
-from ._images import check_images, check_positive, smooth_power
+from ._images import check_images, smooth_power
 
 
 class HDR(Operator):
@@ -36,13 +36,9 @@ class HDR(Operator):
         tensor([0.0000, 0.5000, 1.0000, 1.0000])
     """
 
-    def __init__(self, gain: float = 2.0, gamma: float = 1.0, pivot: float = 0.0) -> None:
+    def __init__(self, gain: Positive = 2.0, gamma: Positive = 1.0, pivot: float = 0.0) -> None:
         super().__init__()
-        self.gain = check_positive(self, "gain", gain)
-        self.gamma = check_positive(self, "gamma", gamma)
-        if not math.isfinite(pivot):
-            raise InputError(f"HDR: pivot={pivot!r}; expected a finite level, such as 0 or 0.5")
-        self.pivot = float(pivot)
+        self.gain, self.gamma, self.pivot = gain, gamma, pivot
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self, x)

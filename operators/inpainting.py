@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from invguide.arguments import checked
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import SVD, LinearOperator
+from invguide.rules import Count, CountOrNone, Items, Number
 
 from ._images import check_images
+
+Pixels = Annotated[
+    tuple[int, ...], Items((Number(1, whole=True),), least=2, most=2**28, of="(C, H, W)")
+]
 
 
 def _same(x: Tensor) -> Tensor:
@@ -35,7 +43,6 @@ class Inpainting(LinearOperator):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        mask = torch.as_tensor(mask)
         mask = mask[None] if mask.ndim == 2 else mask
         if mask.ndim != 3:
             raise ShapeError(
@@ -58,7 +65,8 @@ class Inpainting(LinearOperator):
         self.register_buffer("mask", known)
 
     @classmethod
-    def random(cls, shape: tuple[int, ...], fraction_missing: float, seed: int = 0) -> Inpainting:
+    @checked
+    def random(cls, shape: Pixels, fraction_missing: float, seed: int = 0) -> Inpainting:
         """Drop round(fraction_missing * H * W) random pixels, all channels at once; shape (C, H, W) or (H, W)."""
         height, width = shape[-2:]
         if not 0 < fraction_missing < 1:
@@ -71,13 +79,14 @@ class Inpainting(LinearOperator):
         return cls((order >= round(fraction_missing * height * width)).reshape(1, height, width))
 
     @classmethod
+    @checked
     def box(
         cls,
-        shape: tuple[int, ...],
-        height: int | None = None,
-        width: int | None = None,
-        top: int | None = None,
-        left: int | None = None,
+        shape: Pixels,
+        height: Count | None = None,
+        width: Count | None = None,
+        top: CountOrNone | None = None,
+        left: CountOrNone | None = None,
     ) -> Inpainting:
         """Drop one box, by default the middle half of each axis; sizes in pixels, shape (C, H, W) or (H, W)."""
         spans = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.forward_operator import Operator
+from invguide.rules import Number
 
 from ._images import check_images
 
@@ -31,15 +33,9 @@ class JPEG(Operator):
         torch.Size([2, 3, 20, 33])
     """
 
-    def __init__(self, quality: float) -> None:
+    def __init__(self, quality: Annotated[float, Number(1, 100)]) -> None:
         super().__init__()
-        if (
-            isinstance(quality, bool)
-            or not isinstance(quality, int | float)
-            or not 1 <= quality <= 100
-        ):
-            raise InputError(f"JPEG: quality={quality!r}; expected a number from 1 to 100")
-        self.quality = float(quality)
+        self.quality = quality
 
     def forward(self, x: Tensor) -> Tensor:
         from kornia.enhance import jpeg_codec_differentiable

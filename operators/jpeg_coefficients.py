@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator
+from invguide.rules import Number, OneOf, Size
 
-from ._images import check_choice, check_images
+from ._images import check_images
 
 BLOCK = 8
 LUMA = (0.299, 0.587, 0.114)
@@ -62,27 +63,21 @@ class JPEGCoefficients(LinearOperator):
 
     def __init__(
         self,
-        size: tuple[int, int],
-        colour: str = "ycbcr",
-        factors: Sequence[tuple[int, int]] | None = None,
-        orientation: int = 1,
+        size: Size,
+        colour: Annotated[str, OneOf(tuple(COLOURS))] = "ycbcr",
+        factors: tuple[Size, ...] | None = None,
+        orientation: Annotated[int, Number(1, 8, whole=True)] = 1,
     ) -> None:
         super().__init__()
-        self.colour = check_choice(self, "colour", colour, tuple(COLOURS))
+        self.colour = colour
         mix = COLOURS[colour]
-        factors = (
-            [(1, 1)] * len(mix) if factors is None else [(int(v), int(h)) for v, h in factors]
-        )
-        if len(factors) != len(mix) or min(min(f) for f in factors) < 1:
+        factors = ((1, 1),) * len(mix) if factors is None else factors
+        if len(factors) != len(mix):
             raise InputError(
                 f"JPEGCoefficients: factors={factors!r}; expected (down, across), each at least 1, of the "
                 f"{len(mix)} planes of {colour!r}"
             )
-        if orientation not in range(1, 9):
-            raise InputError(f"JPEGCoefficients: orientation={orientation!r}; expected 1 to 8")
-        if len(size) != 2 or min(size) < 1:
-            raise ShapeError(f"JPEGCoefficients: size={size!r}; expected (height, width)")
-        self.size, self.factors, self.orientation = (size[0], size[1]), tuple(factors), orientation
+        self.size, self.factors, self.orientation = size, factors, orientation
         self.stored = self.size[::-1] if orientation >= 5 else self.size
         self.blocks = tuple(
             (_blocks(self.stored[0], v), _blocks(self.stored[1], h)) for v, h in self.factors

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
+from invguide.rules import Number
 
 from ._convolution import Convolution
-from ._images import check_positive
+from ._images import WIDEST
 from ._separable import Padding
 
 
@@ -56,11 +57,12 @@ class MotionBlur(Convolution):
         torch.Size([1, 3, 16, 20])
     """
 
-    def __init__(self, length: float, angle: float = 0.0, padding: Padding = "reflect") -> None:
-        if check_positive(self, "length", length, "pixels") <= 1:
-            raise InputError(f"MotionBlur: length={length!r}; expected more than 1 pixel")
-        if not math.isfinite(angle):
-            raise InputError(f"MotionBlur: angle={angle!r}; expected a finite number of degrees")
+    def __init__(
+        self,
+        length: Annotated[float, Number(1, WIDEST, open_low=True, unit="pixels")],
+        angle: float = 0.0,
+        padding: Padding = "reflect",
+    ) -> None:
         super().__init__(line_kernel(length, angle).to(torch.get_default_dtype()), padding)
         self.length, self.angle = length, angle
 

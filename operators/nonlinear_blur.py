@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from invguide.forward_operator import Operator
+from invguide.rules import Positive
 
 from ._convolution import Convolution
-from ._images import check_positive, smooth_power
+from ._images import smooth_power
 from ._separable import Padding
 
 
@@ -31,9 +32,11 @@ class NonlinearBlur(Operator):
         torch.Size([1, 3, 8, 10])
     """
 
-    def __init__(self, kernel: Tensor, gamma: float = 2.2, padding: Padding = "reflect") -> None:
+    def __init__(
+        self, kernel: Tensor, gamma: Positive = 2.2, padding: Padding = "reflect"
+    ) -> None:
         super().__init__()
-        self.gamma = check_positive(self, "gamma", gamma)
+        self.gamma = gamma
         self.blur = Convolution(kernel, padding)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from invguide.errors import InputError, ShapeError
+from invguide.errors import ShapeError
+from invguide.rules import Number, Size
 
-from ._images import check_choice
 from ._separable import Filter, SeparableOperator
 
 
@@ -56,19 +56,11 @@ class SuperResolution(SeparableOperator):
 
     def __init__(
         self,
-        factor: int,
+        factor: Annotated[int, Number(2, 1000, whole=True)],
         filter: Literal["bicubic", "box", "gaussian"] = "bicubic",
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
     ) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-            raise InputError(
-                f"SuperResolution: factor={factor!r}; expected an integer of at least 2"
-            )
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise InputError(
-                f"SuperResolution: size={size!r}; expected (height, width) of x in pixels"
-            )
-        kernel, half_width = KERNELS[check_choice(self, "filter", filter, tuple(KERNELS))]
+        kernel, half_width = KERNELS[filter]
         count = math.ceil(2 * half_width * factor)
         count -= (
             count - factor

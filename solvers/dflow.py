@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.adjoint import guide_through
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.forward_operator import inner, norm
 from invguide.lbfgs import newton_step, remember, shorten
 from invguide.likelihood import Likelihood
@@ -17,9 +17,10 @@ from invguide.noise import Gaussian
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.tableaus import make_steps
+from invguide.tableaus import METHODS
 
 REGULARISERS = ("gaussian", "chi")
 ENOUGH = 1e-4  # share of the promised rise that a step must bring
@@ -77,13 +78,13 @@ class DFlow(Solver[DFlowState]):
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
 
-    num_steps: int = 50
-    num_inner_steps: int = 20
-    method: str = "dpm++2m"
-    regulariser: str = "gaussian"
-    prior_weight: float = 1.0
+    num_steps: Count = 50
+    num_inner_steps: Count = 20
+    method: Annotated[str, OneOf(METHODS)] = "dpm++2m"
+    regulariser: Annotated[str, OneOf(REGULARISERS)] = "gaussian"
+    prior_weight: NonNegative = 1.0
     randomised: bool = False
-    memory: int = 10
+    memory: Count = 10
     schedule: Schedule = "karras"
 
     @property
@@ -91,18 +92,6 @@ class DFlow(Solver[DFlowState]):
         return not self.randomised
 
     def __post_init__(self) -> None:
-        make_steps([1.0, 0.0], self.method)
-        if self.regulariser not in REGULARISERS:
-            raise InputError(
-                f"unknown DFlow regulariser {self.regulariser!r}; {suggest(self.regulariser, REGULARISERS)}"
-            )
-        if min(self.num_steps, self.num_inner_steps, self.memory) < 1:
-            raise InputError(
-                f"num_steps={self.num_steps}, num_inner_steps={self.num_inner_steps}, memory={self.memory}; expected "
-                f"at least 1"
-            )
-        if not self.prior_weight >= 0:
-            raise InputError(f"prior_weight is {self.prior_weight}; expected a number >= 0")
         if self.randomised and (self.regulariser, self.prior_weight) != ("gaussian", 1):
             raise InputError(
                 "randomised=True samples under the Gaussian prior of the noise; leave regulariser='gaussian' and "

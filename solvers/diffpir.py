@@ -8,10 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.problem import Problem
 from invguide.reverse import mix_noise
 from invguide.rng import Noise
+from invguide.rules import Count, Fraction, Positive
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
@@ -53,16 +53,10 @@ class DiffPIR(Solver[DiffPIRState]):
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    zeta: float = 1.0
-    lam: float = 1.0
+    num_steps: Count = 100
+    zeta: Fraction = 1.0
+    lam: Positive = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.zeta <= 1:
-            raise InputError(f"zeta is {self.zeta}; expected a number between 0 and 1")
-        if not self.lam > 0:
-            raise InputError(f"lam is {self.lam}; expected a positive number")
 
     def init(self, problem: Problem, noise: Noise) -> DiffPIRState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

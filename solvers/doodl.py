@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.edict import choose_mixing, rollout_in
-from invguide.errors import InputError
 from invguide.forward_operator import inner, norm
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, Number, Positive, PositiveOrInfinite
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
@@ -63,28 +63,17 @@ class DOODL(Solver[DOODLState]):
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
 
-    num_steps: int = 50
-    num_inner_steps: int = 20
+    num_steps: Count = 50
+    num_inner_steps: Count = 20
     mixing: float | None = None  # by default 0.93^(50 / num_inner_steps)
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    clip: float = 3.0
-    perturbation: float = 1e-4
+    learning_rate: Positive = 0.05
+    momentum: Annotated[float, Number(0, 1, open_high=True)] = 0.9
+    clip: PositiveOrInfinite = 3.0
+    perturbation: NonNegative = 1e-4
     schedule: Schedule = "karras"
 
     def __post_init__(self) -> None:
-        if min(self.num_steps, self.num_inner_steps) < 1:
-            raise InputError(
-                f"num_steps={self.num_steps}, num_inner_steps={self.num_inner_steps}; expected at least 1"
-            )
         choose_mixing(self.mixing, self.num_inner_steps)
-        if not (self.learning_rate > 0 and self.clip > 0 and self.perturbation >= 0):
-            raise InputError(
-                f"learning_rate={self.learning_rate}, clip={self.clip}, perturbation={self.perturbation}; expected "
-                f"positive numbers (perturbation may be 0)"
-            )
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}; expected a number in [0, 1)")
 
     def init(self, problem: Problem, noise: Noise) -> DOODLState:
         z = noise("init")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from invguide.candidates import (
     look_around,
     mean_direction,
 )
-from invguide.errors import InputError, suggest
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, Number, OneOf, Positive, Several
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import open_variance
@@ -78,28 +78,14 @@ class DPG(Solver[DPGState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    num_candidates: int = 128
-    smoothing: float = 0.5
-    momentum: float = 0.1
-    guidance_scale: float = 1.0
-    weight: str = "adaptive"
-    eta: float = 1.0
+    num_steps: Count = 100
+    num_candidates: Several = 128
+    smoothing: Positive = 0.5
+    momentum: Annotated[float, Number(0, 1, open_high=True)] = 0.1
+    guidance_scale: NonNegative = 1.0
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown DPG weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if self.num_candidates < 2:
-            raise InputError(f"num_candidates is {self.num_candidates}; expected at least 2")
-        if not self.smoothing > 0:
-            raise InputError(f"smoothing is {self.smoothing}; expected a positive number")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}; expected a number from 0 to below 1")
-        if not self.guidance_scale >= 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPGState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import guided_strength
@@ -68,19 +68,11 @@ class DPS(Solver[DPSState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    guidance_scale: float = 1.0
-    weight: str = "adaptive"
-    eta: float = 1.0
+    num_steps: Count = 100
+    guidance_scale: NonNegative = 1.0
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown DPS weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not self.guidance_scale >= 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPSState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.candidates import Slope, climb, denoise_with_vjp, look_around, mean_direction
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf, Positive, Several
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import open_variance
@@ -65,27 +66,19 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    num_candidates: int = 128
-    smoothing: float = 0.5
-    difference: str = "forward"
-    guidance_scale: float = 1.0
-    eta: float = 1.0
+    num_steps: Count = 100
+    num_candidates: Several = 128
+    smoothing: Positive = 0.5
+    difference: Annotated[str, OneOf(DIFFERENCES)] = "forward"
+    guidance_scale: NonNegative = 1.0
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
 
     def __post_init__(self) -> None:
-        if self.difference not in DIFFERENCES:
+        if self.difference == "central" and self.num_candidates % 2:
             raise InputError(
-                f"unknown difference {self.difference!r}; {suggest(self.difference, DIFFERENCES)}"
+                f"num_candidates is {self.num_candidates}; expected an even number for central differences"
             )
-        if self.num_candidates < 2 or (self.difference == "central" and self.num_candidates % 2):
-            raise InputError(
-                f"num_candidates is {self.num_candidates}; expected at least 2, an even number for central differences"
-            )
-        if not self.smoothing > 0:
-            raise InputError(f"smoothing is {self.smoothing}; expected a positive number")
-        if not self.guidance_scale >= 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
 
     def init(self, problem: Problem, noise: Noise) -> DPSZerothOrderState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

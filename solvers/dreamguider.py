@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.augmentation import AUGMENTATIONS, DRAWS, augment
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, Items, NonNegative, OneOf
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import open_variance, share_to_top
@@ -62,21 +63,12 @@ class Dreamguider(Solver[DreamguiderState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 50
-    guidance_scale: float = 1.0
-    augmentations: tuple[str, ...] = ()  # of "flip", "translate", "crop", "cutout"
-    num_augmentations: int = 4
-    eta: float = 1.0
+    num_steps: Count = 50
+    guidance_scale: NonNegative = 1.0
+    augmentations: Annotated[tuple[str, ...], Items((OneOf(AUGMENTATIONS),))] = ()
+    num_augmentations: Count = 4
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        for name in self.augmentations:
-            if name not in AUGMENTATIONS:
-                raise InputError(f"unknown augmentation {name!r}; {suggest(name, AUGMENTATIONS)}")
-        if not self.guidance_scale >= 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
-        if self.num_augmentations < 1:
-            raise InputError(f"num_augmentations is {self.num_augmentations}; expected at least 1")
 
     def init(self, problem: Problem, noise: Noise) -> DreamguiderState:
         if self.augmentations and (problem.likelihood is not None or len(problem.shape) != 3):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf, PositiveOrInfinite
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import clean_guidance, guided_strength, open_variance
@@ -68,23 +68,14 @@ class ECMGuidance(Solver[ECMGuidanceState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 50
-    guidance_scale: float = 1.0
-    clip: float = 1.0  # largest |d| of an element; in units of r, "official": normalised units
-    weight: str = "adaptive"
-    eta: float = 1.0
+    num_steps: Count = 50
+    guidance_scale: NonNegative = 1.0
+    clip: PositiveOrInfinite = (
+        1.0  # largest |d| of an element; in units of r, "official": normalised units
+    )
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown ECMGuidance weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not (self.guidance_scale >= 0 and self.clip > 0):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, clip={self.clip}; expected numbers >= 0 and > 0 "
-                f"(clip=math.inf: no clipping)"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> ECMGuidanceState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, roll_out_levels
-from invguide.errors import InputError, suggest
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import AtLeastOne, Count, OneOf, Positive, Several
 from invguide.solver import Requires, Solver
 
 TEMPERINGS = ("adaptive", "equal", "normalized")
@@ -59,28 +59,13 @@ class EKI(Solver[EKIState]):
         target="likelihood", gradient=False, residuals=True, ensemble=True
     )
 
-    num_steps: int = 20
-    ensemble_size: int = 128
-    tempering: str = "adaptive"
-    step_size: float = 2.0
-    prior_steps: int = 32
+    num_steps: Count = 20
+    ensemble_size: Several = 128
+    tempering: Annotated[str, OneOf(TEMPERINGS)] = "adaptive"
+    step_size: Positive = 2.0
+    prior_steps: Count = 32
     localised: bool = False
-    inflation: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.ensemble_size < 2:
-            raise InputError(
-                f"ensemble_size is {self.ensemble_size}; expected at least 2: a covariance is taken over the members"
-            )
-        if self.tempering not in TEMPERINGS:
-            raise InputError(
-                f"unknown EKI tempering {self.tempering!r}; {suggest(self.tempering, TEMPERINGS)}"
-            )
-        if not (self.prior_steps >= 1 and self.step_size > 0 and self.inflation >= 1):
-            raise InputError(
-                f"prior_steps={self.prior_steps}, step_size={self.step_size}, inflation={self.inflation}; expected "
-                "prior_steps >= 1, step_size > 0 and inflation >= 1"
-            )
+    inflation: AtLeastOne = 1.0
 
     def init(self, problem: Problem, noise: Noise) -> EKIState:
         sigma = problem.prior.sigma_max

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import clean_guidance, guided_strength, open_variance
@@ -73,22 +73,12 @@ class EluCD(Solver[EluCDState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    guidance_scale: float = 1.0
-    gamma: float = 0.3
-    weight: str = "adaptive"
-    eta: float = 1.0
+    num_steps: Count = 100
+    guidance_scale: NonNegative = 1.0
+    gamma: NonNegative = 0.3
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    eta: NonNegative = 1.0
     schedule: Schedule = "vp-linear"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown EluCD weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not (self.guidance_scale >= 0 and self.gamma >= 0):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, gamma={self.gamma}; expected numbers >= 0"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> EluCDState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,21 @@ from invguide.ensemble import (
     roll_out_levels,
     survivors,
 )
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.particles import flattened, replaced, shared
 from invguide.problem import Problem
 from invguide.reverse import euler
 from invguide.rng import Noise
-from invguide.schedule import Schedule, check_window
+from invguide.rules import (
+    AtLeastOne,
+    Count,
+    Fraction,
+    NonNegative,
+    OneOf,
+    PositiveFraction,
+    Several,
+)
+from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
 
 CORRECTIONS = ("kalman", "normalized")
@@ -90,48 +99,25 @@ class EnKG(Solver[EnKGState]):
     )
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 30
-    ensemble_size: int = 128
-    guidance_scale: float = 1.0
-    correction: str = "kalman"
+    num_steps: Count = 30
+    ensemble_size: Several = 128
+    guidance_scale: NonNegative = 1.0
+    correction: Annotated[str, OneOf(CORRECTIONS)] = "kalman"
     perturb: bool = True
-    num_updates: int = 1
-    window: tuple[float, float] = (0.05, 0.7)
-    decay: float = 1.0
-    ess_threshold: float = 0.9
-    rollout_divisor: int | None = None
-    rollout_max: int | None = None
+    num_updates: Count = 1
+    window: Window = (0.05, 0.7)
+    decay: Fraction = 1.0
+    ess_threshold: PositiveFraction = 0.9
+    rollout_divisor: Count | None = None
+    rollout_max: Count | None = None
     localised: bool = False
-    inflation: float = 1.0
+    inflation: AtLeastOne = 1.0
     schedule: Schedule = "karras"
 
     def __post_init__(self) -> None:
-        if self.ensemble_size < 2:
-            raise InputError(
-                f"ensemble_size is {self.ensemble_size}; expected at least 2: a covariance is taken over the members"
-            )
-        if self.correction not in CORRECTIONS:
-            raise InputError(
-                f"unknown EnKG correction {self.correction!r}; {suggest(self.correction, CORRECTIONS)}"
-            )
-        if min(self.num_updates, self.rollout_divisor or 1, self.rollout_max or 1) < 1:
-            raise InputError(
-                f"num_updates={self.num_updates}, rollout_divisor={self.rollout_divisor}, "
-                f"rollout_max={self.rollout_max}; expected at least 1 each"
-            )
-        check_window(self.window)
         if not any(self.guided(k) for k in range(self.num_steps)):
             raise InputError(
                 f"none of num_steps={self.num_steps} is inside window={self.window} (the first never is); take more"
-            )
-        if not 0 < self.ess_threshold <= 1:
-            raise InputError(
-                f"ess_threshold is {self.ess_threshold}; expected a fraction of the ensemble, above 0, at most 1"
-            )
-        if not (self.guidance_scale >= 0 and 0 <= self.decay <= 1 and self.inflation >= 1):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, decay={self.decay}, inflation={self.inflation}; expected "
-                "guidance_scale >= 0, 0 <= decay <= 1 (the last step over the first) and inflation >= 1"
             )
 
     def init(self, problem: Problem, noise: Noise) -> EnKGState:

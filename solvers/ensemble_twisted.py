@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.linearisation import Slopes, linearise_target, no_slopes
 from invguide.particles import effective_size, resample, shared
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count, Fraction, Several
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.twist import Tangent, gaussian_twist, propose, reverse_step
@@ -75,23 +75,11 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
     )
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    ensemble_size: int = 256
-    num_probes: int = 4
-    ess_threshold: float = 0.5
+    num_steps: Count = 100
+    ensemble_size: Several = 256
+    num_probes: Count = 4
+    ess_threshold: Fraction = 0.5
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.ensemble_size < 2:
-            raise InputError(
-                f"ensemble_size is {self.ensemble_size}; expected at least 2: slopes are differences"
-            )
-        if self.num_probes < 1:
-            raise InputError(f"num_probes is {self.num_probes}; expected at least 1")
-        if not 0 <= self.ess_threshold <= 1:
-            raise InputError(
-                f"ess_threshold is {self.ess_threshold}; expected a fraction of the ensemble, 0 to 1"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> EnsembleTwistedState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count
 from invguide.solver import Requires, Solver
 
 
@@ -47,11 +48,8 @@ class ExactPosterior(Solver[ExactPosteriorState]):
         target="likelihood", gradient=False, linear=True, gaussian=True, closed_form=True
     )
 
-    num_steps: int = 1
+    num_steps: Count = 1
     draw: bool = True
-
-    def __post_init__(self) -> None:
-        self.check_steps()
 
     @property
     def point_estimate(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.feature_reward import FeatureReward
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
@@ -17,7 +17,8 @@ from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.reward import Weighted, terms
 from invguide.rng import Noise
-from invguide.schedule import Schedule, check_window
+from invguide.rules import Count, NonNegative, OneOf, Positive
+from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
 from invguide.strength import reach
 
@@ -67,28 +68,14 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
     )
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    guidance_scale: float = 1.0
-    weight: str = "bounded"
-    window: tuple[float, float] = (0.0, 1.0)
-    num_inner_steps: int = 1  # of "official"
-    learning_rate: float = 0.02  # of "official"
-    eta: float = 1.0
+    num_steps: Count = 100
+    guidance_scale: NonNegative = 1.0
+    weight: Annotated[str, OneOf(WEIGHTS)] = "bounded"
+    window: Window = (0.0, 1.0)
+    num_inner_steps: Count = 1  # of "official"
+    learning_rate: Positive = 0.02  # of "official"
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown FeatureGuidance weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not (self.guidance_scale >= 0 and self.learning_rate > 0):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, learning_rate={self.learning_rate}; expected numbers >= 0 "
-                f"and > 0"
-            )
-        if self.num_inner_steps < 1:
-            raise InputError(f"num_inner_steps is {self.num_inner_steps}; expected at least 1")
-        check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> FeatureGuidanceState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

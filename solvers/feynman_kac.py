@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
 from invguide.particles import effective_size, log_mean_exp, look_around, resample, shared
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, Fraction, OneOf, Positive
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
@@ -74,31 +74,14 @@ class FeynmanKac(Solver[FeynmanKacState]):
     )
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    ensemble_size: int = 256
-    potential: str = "smoothed"
-    num_draws: int = 8
-    interval: int = 4
-    ess_threshold: float = 0.5
-    eta: float = 1.0
+    num_steps: Count = 100
+    ensemble_size: Count = 256
+    potential: Annotated[str, OneOf(POTENTIALS)] = "smoothed"
+    num_draws: Count = 8
+    interval: Count = 4
+    ess_threshold: Fraction = 0.5
+    eta: Positive = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.potential not in POTENTIALS:
-            raise InputError(
-                f"unknown potential {self.potential!r}; {suggest(self.potential, POTENTIALS)}"
-            )
-        for name in ("ensemble_size", "num_draws", "interval"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.ess_threshold <= 1:
-            raise InputError(
-                f"ess_threshold is {self.ess_threshold}; expected a fraction of the ensemble, 0 to 1"
-            )
-        if not self.eta > 0:
-            raise InputError(
-                f"eta is {self.eta}; expected a positive number: without fresh noise copies stay copies"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> FeynmanKacState:
         level = problem.levels(self.schedule, self.num_steps, 0)[0]

@@ -13,6 +13,7 @@ from invguide.harmonic import harmonic_extension
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count, Positive
 from invguide.solver import Requires, Solver
 from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
@@ -70,18 +71,16 @@ class HQS(Solver[HQSState]):
 
     point_estimate: ClassVar[bool] = True
 
-    num_steps: int = 30
-    lam: float = 0.19
-    sigma_start: float = 0.7
-    sigma_end: float | None = None
+    num_steps: Count = 30
+    lam: Positive = 0.19
+    sigma_start: Positive = 0.7
+    sigma_end: Positive | None = None
 
     def __post_init__(self) -> None:
-        self.check_steps()
-        end = self.sigma_start if self.sigma_end is None else self.sigma_end
-        if not (self.lam > 0 and 0 < end <= self.sigma_start):
+        if self.sigma_end is not None and self.sigma_end > self.sigma_start:
             raise InputError(
-                f"lam={self.lam}, sigma_start={self.sigma_start}, sigma_end={self.sigma_end}; expected lam > 0 and "
-                "0 < sigma_end <= sigma_start"
+                f"sigma_end={self.sigma_end} is above sigma_start={self.sigma_start}; expected the last level to be "
+                "the lower one"
             )
 
     def init(self, problem: Problem, noise: Noise) -> HQSState:

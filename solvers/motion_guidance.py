@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.edit_reward import EditReward
-from invguide.errors import CompatibilityError, InputError, ShapeError, suggest
+from invguide.errors import CompatibilityError, ShapeError
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf, PositiveOrInfinite
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import guided_strength
@@ -67,25 +68,13 @@ class MotionGuidance(Solver[MotionGuidanceState]):
         target="reward", reward=EditReward, gradient=True, prior_vjp=True
     )
 
-    num_steps: int = 50
-    num_recurrences: int = 2
-    guidance_scale: float = 300.0
-    weight: str = "adaptive"
-    clip: float = 1.5625  # of "official"
-    eta: float = 0.0
+    num_steps: Count = 50
+    num_recurrences: Count = 2
+    guidance_scale: NonNegative = 300.0
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    clip: PositiveOrInfinite = 1.5625  # of "official"
+    eta: NonNegative = 0.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown MotionGuidance weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not (self.guidance_scale >= 0 and self.clip > 0):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, clip={self.clip}; expected numbers >= 0 and > 0"
-            )
-        if self.num_recurrences < 1:
-            raise InputError(f"num_recurrences is {self.num_recurrences}; expected at least 1")
 
     def init(self, problem: Problem, noise: Noise) -> MotionGuidanceState:
         n = noise("init")

@@ -10,6 +10,7 @@ from torch import Tensor
 from invguide.prior import denoise_at
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count
 from invguide.solver import Requires, Solver
 from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
@@ -53,10 +54,7 @@ class PosteriorMean(Solver[PosteriorMeanState]):
     )
     point_estimate: ClassVar[bool] = True
 
-    num_steps: int = 1
-
-    def __post_init__(self) -> None:
-        self.check_steps()
+    num_steps: Count = 1
 
     def init(self, problem: Problem, noise: Noise) -> PosteriorMeanState:
         blank = 0 * problem.whole_signal()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
 from invguide.prior import per_sample
 from invguide.problem import Problem
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative, OneOf, Positive
 from invguide.solver import Requires, Solver
 
 WEIGHTS = ("bayes", "official")
@@ -56,22 +56,14 @@ class REDDiff(Solver[REDDiffState]):
     warm_start: ClassVar[bool] = True
     point_estimate: ClassVar[bool] = True
 
-    num_steps: int = 200
-    learning_rate: float = 0.1
-    prior_weight: float = 0.25
-    weight: str = "bayes"
-    sigma_start: float = 1.0
-    sigma_end: float | None = None  # by default the noise of the measurement, between 0.02 and 0.2
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown RED-diff weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if not (self.learning_rate > 0 and self.prior_weight >= 0):
-            raise InputError(
-                f"learning_rate={self.learning_rate}, prior_weight={self.prior_weight}; expected positive numbers"
-            )
+    num_steps: Count = 200
+    learning_rate: Positive = 0.1
+    prior_weight: NonNegative = 0.25
+    weight: Annotated[str, OneOf(WEIGHTS)] = "bayes"
+    sigma_start: Positive = 1.0
+    sigma_end: Positive | None = (
+        None  # by default the noise of the measurement, between 0.02 and 0.2
+    )
 
     def init(self, problem: Problem, noise: Noise) -> REDDiffState:
         x0 = problem.blank_estimate() if problem.start is None else problem.start

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.particles import log_mean_exp, look_around
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.schedule import Schedule
+from invguide.rules import MOST, Count, CountOrNone, Items, Number, OneOf, Positive
+from invguide.schedule import Schedule, WindowOrNone
 from invguide.solver import Requires, Solver
 
 SELECT = ("greedy", "softmax")
@@ -72,37 +73,15 @@ class SCG(Solver[SCGState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=False)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    num_candidates: int = 16
-    select: str = "greedy"
-    temperature: float = 1.0
-    num_draws: int = 0
-    blocks: tuple[int, ...] = ()
-    window: tuple[float, float] = (0.0, 1.0)
-    eta: float = 1.0
+    num_steps: Count = 100
+    num_candidates: Count = 16
+    select: Annotated[str, OneOf(SELECT)] = "greedy"
+    temperature: Positive = 1.0
+    num_draws: CountOrNone = 0
+    blocks: Annotated[tuple[int, ...], Items((Number(1, MOST, whole=True),))] = ()
+    window: WindowOrNone = (0.0, 1.0)
+    eta: Positive = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.select not in SELECT:
-            raise InputError(f"unknown SCG select {self.select!r}; {suggest(self.select, SELECT)}")
-        if self.num_candidates < 1:
-            raise InputError(f"num_candidates is {self.num_candidates}; expected at least 1")
-        if not self.temperature > 0:
-            raise InputError(
-                f"temperature is {self.temperature}; expected a positive number (for 0, select='greedy')"
-            )
-        if self.num_draws < 0:
-            raise InputError(
-                f"num_draws is {self.num_draws}; expected 0 (the target at D) or more"
-            )
-        if any(parts < 1 for parts in self.blocks):
-            raise InputError(f"blocks is {self.blocks}; expected positive numbers, one per axis")
-        if not 0 <= self.window[0] <= self.window[1] <= 1:
-            raise InputError(f"window is {self.window}; expected (from, to) within 0 and 1")
-        if not self.eta > 0:
-            raise InputError(
-                f"eta is {self.eta}; expected a positive number: without fresh noise all candidates are the same"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> SCGState:
         level = problem.levels(self.schedule, self.num_steps, 0)[0]

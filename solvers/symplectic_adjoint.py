@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.adjoint import guide_through
-from invguide.errors import InputError, suggest
 from invguide.forward_operator import norm
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
-from invguide.schedule import Schedule, check_window
+from invguide.rules import Count, NonNegative, OneOf
+from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
 from invguide.strength import guided_strength
 from invguide.tableaus import METHODS
@@ -68,30 +68,15 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 50
-    num_inner_steps: int = 4
-    method: str = "euler"
-    guidance_scale: float = 1.0
-    weight: str = "adaptive"
-    window: tuple[float, float] = (0.0, 1.0)
-    num_recurrences: int = 1
-    eta: float = 1.0
+    num_steps: Count = 50
+    num_inner_steps: Count = 4
+    method: Annotated[str, OneOf(METHODS)] = "euler"
+    guidance_scale: NonNegative = 1.0
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    window: Window = (0.0, 1.0)
+    num_recurrences: Count = 1
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown SymplecticAdjoint weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if self.method not in METHODS:
-            raise InputError(f"unknown method {self.method!r}; {suggest(self.method, METHODS)}")
-        if not self.guidance_scale >= 0:
-            raise InputError(f"guidance_scale is {self.guidance_scale}; expected a number >= 0")
-        if self.num_inner_steps < 1 or self.num_recurrences < 1:
-            raise InputError(
-                f"num_inner_steps={self.num_inner_steps}, num_recurrences={self.num_recurrences}; expected at least 1"
-            )
-        check_window(self.window)
 
     def init(self, problem: Problem, noise: Noise) -> SymplecticAdjointState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

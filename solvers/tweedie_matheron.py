@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.forward_operator import inner
 from invguide.prior import per_sample
 from invguide.problem import Problem, WhitenedLinear
 from invguide.rng import Noise
+from invguide.rules import Count
 from invguide.schedule import split_levels
 from invguide.solver import Requires, Solver
 from invguide.twist import Tangent
@@ -73,13 +73,8 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
     )
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 30
-    num_cg: int = 3
-
-    def __post_init__(self) -> None:
-        self.check_steps()
-        if self.num_cg < 1:
-            raise InputError(f"num_cg is {self.num_cg}; expected at least 1")
+    num_steps: Count = 30
+    num_cg: Count = 3
 
     def init(self, problem: Problem, noise: Noise) -> TweedieMatheronState:
         top = problem.top

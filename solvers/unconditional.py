@@ -10,6 +10,7 @@ from torch import Tensor
 from invguide.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
+from invguide.rules import Count, NonNegative
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
@@ -46,8 +47,8 @@ class Unconditional(Solver[UnconditionalState]):
     requires: ClassVar[Requires] = Requires(target="none", gradient=False)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 100
-    eta: float = 1.0
+    num_steps: Count = 100
+    eta: NonNegative = 1.0
     schedule: Schedule = "karras"
 
     def init(self, problem: Problem, noise: Noise) -> UnconditionalState:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invguide.ascent import adam_ascent, conjugate_ascent
-from invguide.errors import InputError, suggest
 from invguide.prior import per_sample
 from invguide.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
+from invguide.rules import Count, CountOrNone, NonNegative, OneOf, Positive
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 from invguide.strength import guided_strength, reach
@@ -64,35 +64,15 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)
     warm_start: ClassVar[bool] = True
 
-    num_steps: int = 50
-    num_recurrences: int = 2
-    guidance_scale: float = 1.0  # 0: no forward part, and no gradient of the network
-    weight: str = "adaptive"
-    num_backward_steps: int = 0
-    optimiser: str = "conjugate"
-    learning_rate: float = 0.01  # of "adam", normalised units
-    eta: float = 0.0
+    num_steps: Count = 50
+    num_recurrences: Count = 2
+    guidance_scale: NonNegative = 1.0  # 0: no forward part, and no gradient of the network
+    weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    num_backward_steps: CountOrNone = 0
+    optimiser: Annotated[str, OneOf(OPTIMISERS)] = "conjugate"
+    learning_rate: Positive = 0.01  # of "adam", normalised units
+    eta: NonNegative = 0.0
     schedule: Schedule = "karras"
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(
-                f"unknown UniversalGuidance weight {self.weight!r}; {suggest(self.weight, WEIGHTS)}"
-            )
-        if self.optimiser not in OPTIMISERS:
-            raise InputError(
-                f"unknown optimiser {self.optimiser!r}; {suggest(self.optimiser, OPTIMISERS)}"
-            )
-        if not (self.guidance_scale >= 0 and self.learning_rate > 0):
-            raise InputError(
-                f"guidance_scale={self.guidance_scale}, learning_rate={self.learning_rate}; expected numbers >= 0 "
-                f"and > 0"
-            )
-        if self.num_recurrences < 1 or self.num_backward_steps < 0:
-            raise InputError(
-                f"num_recurrences={self.num_recurrences}, num_backward_steps={self.num_backward_steps}; expected at "
-                f"least 1 and at least 0"
-            )
 
     def init(self, problem: Problem, noise: Noise) -> UniversalGuidanceState:
         x = problem.begin(problem.levels(self.schedule, self.num_steps, 0)[0], noise("init"))

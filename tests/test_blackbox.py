@@ -916,7 +916,7 @@ def test_failed_folders_are_kept_on_demand(own_tmp: Path):
     [
         ({"workers": 0}, "workers is 0; expected at least 1, or None"),
         ({"workers": 2.5}, "workers is 2.5"),
-        ({"workers": 1, "timeout": -1}, "timeout is -1; expected a positive number of seconds"),
+        ({"workers": 1, "timeout": -1}, "timeout is -1.0; expected a positive number of seconds"),
         ({"workers": 1, "timeout": math.nan}, "timeout is nan"),
         ({"timeout": 3}, "cannot end a Python function in this process; give workers=1"),
         ({"executor": object()}, r"expected an object with submit\(function"),
@@ -924,7 +924,7 @@ def test_failed_folders_are_kept_on_demand(own_tmp: Path):
         ({"executor": ThreadPoolExecutor(1), "workers": 2}, "both workers and executor"),
         ({"submit_kwargs": {"a": 1}}, "submit_kwargs are for an executor"),
         ({"retries": -1}, "retries is -1"),
-        ({"max_failed": 50}, "max_failed is 50; expected a fraction"),
+        ({"max_failed": 50}, "max_failed is 50.0; expected a fraction"),
         ({"on_failure": "rise"}, "did you mean 'raise'"),
         ({"cache": "/dev/null/cache"}, "cannot be made a folder"),
         ({"function": "simulate"}, r"for a program pass ig.Command\('simulate'\)"),

@@ -343,11 +343,11 @@ def test_lengths_shrink_to_the_bottom_of_a_parabola():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps=0"),
-        ({"num_inner_steps": 0}, "num_inner_steps=0"),
-        ({"memory": 0}, "memory=0; expected at least 1"),
-        ({"method": "hun"}, "unknown method 'hun'; did you mean 'heun'"),
-        ({"regulariser": "gausian"}, "unknown DFlow regulariser 'gausian'; did you mean"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_inner_steps": 0}, "num_inner_steps is 0"),
+        ({"memory": 0}, "memory is 0; expected a whole number of at least 1"),
+        ({"method": "hun"}, "method is 'hun'; did you mean 'heun'"),
+        ({"regulariser": "gausian"}, "regulariser is 'gausian'; did you mean"),
         ({"prior_weight": -1.0}, "prior_weight is -1"),
         ({"prior_weight": float("nan")}, "prior_weight is nan"),
         ({"randomised": True, "regulariser": "chi"}, "leave regulariser='gaussian'"),

@@ -253,11 +253,11 @@ def test_calls():
     [
         ({"mixing": 0.5}, "mixing is 0.5; expected a weight above 0.5"),
         ({"mixing": 1.1}, "mixing is 1.1"),
-        ({"num_steps": 0}, "num_steps=0"),
-        ({"num_inner_steps": 0}, "num_inner_steps=0; expected at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"clip": -1.0}, "clip=-1.0"),
-        ({"perturbation": -1.0}, "perturbation=-1.0; expected positive numbers"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_inner_steps": 0}, "num_inner_steps is 0; expected a whole number of at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"perturbation": -1.0}, "perturbation is -1.0; expected a finite number of at least 0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
     ],
 )

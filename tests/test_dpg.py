@@ -299,7 +299,7 @@ def test_without_survivors_the_step_is_unguided_and_counted(target: Target) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": "norm"}, "unknown DPG weight 'norm'"),
+        ({"weight": "norm"}, "weight is 'norm'"),
         ({"num_candidates": 1}, "num_candidates is 1"),
         ({"smoothing": 0.0}, "smoothing is 0"),
         ({"momentum": 1.0}, "momentum is 1"),

@@ -413,7 +413,7 @@ def test_saturated_operator(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"difference": "backward"}, "unknown difference 'backward'"),
+        ({"difference": "backward"}, "difference is 'backward'"),
         ({"num_candidates": 1}, "num_candidates is 1"),
         ({"num_candidates": 5, "difference": "central"}, "an even number"),
         ({"smoothing": 0.0}, "smoothing is 0"),

@@ -291,8 +291,8 @@ def test_black_box_is_refused_before_any_network_call(monkeypatch: pytest.Monkey
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"on_nonfinite": "ignore"}, "expected 'raise' or 'drop'"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"on_nonfinite": "ignore"}, "choose one of: drop, raise"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
     ],
 )

@@ -214,10 +214,10 @@ def test_float32_images():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": "offical"}, "unknown ECMGuidance weight 'offical'; did you mean 'official'"),
-        ({"guidance_scale": -1.0}, "guidance_scale=-1"),
-        ({"clip": 0.0}, "clip=0.0; expected numbers >= 0 and > 0"),
-        ({"clip": float("nan")}, "clip=nan"),
+        ({"weight": "offical"}, "weight is 'offical'; did you mean 'official'"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
+        ({"clip": 0.0}, "clip is 0.0; expected a number above 0"),
+        ({"clip": float("nan")}, "clip is nan"),
     ],
 )
 def test_constructor_validates(settings: dict, message: str):

@@ -156,10 +156,10 @@ def test_planted_wrong_sign_is_caught(monkeypatch, small: Target) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ensemble_size": 1}, "ensemble_size is 1; expected at least 2"),
-        ({"tempering": "adaptiv"}, "unknown EKI tempering 'adaptiv'; did you mean 'adaptive'"),
-        ({"prior_steps": 0}, "prior_steps=0"),
-        ({"step_size": 0.0}, "step_size=0"),
+        ({"ensemble_size": 1}, "ensemble_size is 1; expected a whole number of at least 2"),
+        ({"tempering": "adaptiv"}, "tempering is 'adaptiv'; did you mean 'adaptive'"),
+        ({"prior_steps": 0}, "prior_steps is 0"),
+        ({"step_size": 0.0}, "step_size is 0"),
     ],
 )
 def test_constructor_validates(options: dict[str, Any], message: str) -> None:

@@ -490,14 +490,14 @@ def test_planted_sign_of_the_weights_is_caught(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ensemble_size": 1}, "ensemble_size is 1; expected at least 2"),
-        ({"ess_threshold": 0.0}, "ess_threshold is 0.0; expected a fraction"),
-        ({"correction": "kalmann"}, "unknown EnKG correction 'kalmann'; did you mean 'kalman'"),
+        ({"ensemble_size": 1}, "ensemble_size is 1; expected a whole number of at least 2"),
+        ({"ess_threshold": 0.0}, "ess_threshold is 0.0; expected a number above 0 and at most 1"),
+        ({"correction": "kalmann"}, "correction is 'kalmann'; did you mean 'kalman'"),
         ({"window": (0.5, 0.5)}, "window is"),
         ({"num_steps": 1}, "none of num_steps=1 is inside"),
-        ({"num_updates": 0}, "num_updates=0"),
-        ({"guidance_scale": -1.0}, "guidance_scale=-1"),
-        ({"inflation": 0.9}, "inflation=0.9"),
+        ({"num_updates": 0}, "num_updates is 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
+        ({"inflation": 0.9}, "inflation is 0.9"),
     ],
 )
 def test_constructor_validates(options: dict[str, Any], message: str) -> None:

@@ -564,8 +564,8 @@ def test_several_network_batches_cost_calls_and_not_memory() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ensemble_size": 1}, "ensemble_size is 1; expected at least 2"),
-        ({"num_probes": 0}, "num_probes is 0; expected at least 1"),
+        ({"ensemble_size": 1}, "ensemble_size is 1; expected a whole number of at least 2"),
+        ({"num_probes": 0}, "num_probes is 0; expected a whole number of at least 1"),
         ({"ess_threshold": 1.5}, "ess_threshold is 1.5"),
     ],
 )

@@ -441,9 +441,9 @@ def test_rewards_without_features_are_refused(tiny: Prior):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": "oficial"}, "unknown FeatureGuidance weight 'oficial'; did you mean 'offic"),
-        ({"guidance_scale": -1.0}, "guidance_scale=-1"),
-        ({"learning_rate": 0.0}, "learning_rate=0"),
+        ({"weight": "oficial"}, "weight is 'oficial'; did you mean 'offic"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"num_inner_steps": 0}, "num_inner_steps is 0"),
         ({"window": (0.5, 0.5)}, "window is"),
     ],

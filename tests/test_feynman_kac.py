@@ -330,7 +330,7 @@ def test_the_ensemble_is_the_samples():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"potential": "max"}, "unknown potential 'max'"),
+        ({"potential": "max"}, "potential is 'max'"),
         ({"ensemble_size": 0}, "ensemble_size is 0"),
         ({"num_draws": 0}, "num_draws is 0"),
         ({"interval": 0}, "interval is 0"),

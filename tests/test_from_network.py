@@ -359,7 +359,7 @@ def nothing(x: Tensor, t: Tensor) -> Tensor:
         ({"schedule": torch.tensor([1.2, 0.1])}, r"lie in \[0, 1\]"),
         ({"schedule": torch.tensor(0.5)}, r"must be \(T,\)"),
         ({"data_range": (1.0, -1.0)}, "data_range"),
-        ({"multiple": 0}, "multiple must be at least 1"),
+        ({"multiple": 0}, "multiple is 0; expected a whole number of at least 1"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "got 3 and 2"),
     ],
 )

@@ -217,10 +217,16 @@ def test_rows_and_right_inverse(colour: str):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: JPEGCoefficients((8, 8), "cmyk"), "colour='cmyk'"),
+        (lambda: JPEGCoefficients((8, 8), "cmyk"), "colour is 'cmyk'"),
         (lambda: JPEGCoefficients((8, 8), factors=((1, 1),)), "of the 3 planes"),
-        (lambda: JPEGCoefficients((8, 8), factors=((1, 1), (0, 1), (1, 1))), "each at least 1"),
-        (lambda: JPEGCoefficients((8, 8), orientation=9), "orientation=9; expected 1 to 8"),
+        (
+            lambda: JPEGCoefficients((8, 8), factors=((1, 1), (0, 1), (1, 1))),
+            "each a whole number of at least 1",
+        ),
+        (
+            lambda: JPEGCoefficients((8, 8), orientation=9),
+            "orientation is 9; expected a whole number from 1 to 8",
+        ),
         (lambda: JPEGCoefficients((0, 8)), r"expected \(height, width\)"),
         (lambda: JPEGCoefficients((8, 8))(torch.zeros(1, 3, 8, 9)), r"given \(8, 9\) pixels"),
         (lambda: JPEGCoefficients((8, 8)).adjoint(torch.zeros(1, 5)), r"expected \(B, 192\)"),

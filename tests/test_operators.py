@@ -369,8 +369,11 @@ HOLE[0, 2, 3] = 0
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianBlur(0), "sigma=0; expected a positive number of pixels"),
-        (lambda: GaussianBlur(1, "refect"), "padding='refect'; did you mean 'reflect'"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: GaussianBlur(0),
+            "sigma is 0; expected a number of pixels above 0 and at most 1000",
+        ),
+        (lambda: GaussianBlur(1, "refect"), "padding is 'refect'; did you mean 'reflect'"),  # pyright: ignore[reportArgumentType]
         (lambda: GaussianBlur(1, "valid")(torch.zeros(1, 3, 4, 20)), "4 x 20 pixels; it needs at"),
         (lambda: GaussianBlur(1)(torch.zeros(3, 8, 8)), "add the batch axis with x\\[None\\]"),
         (lambda: GaussianBlur(1)(torch.zeros(1, 3, 8, 8).byte()), "torch.uint8 values; expected"),
@@ -379,7 +382,7 @@ HOLE[0, 2, 3] = 0
         (lambda: Blur(torch.tensor([[-1.0, 0.0, 1.0]])), "sums to 0"),
         (lambda: Blur(torch.full((3, 3), torch.nan)), "sums to nan"),
         (lambda: Blur(torch.ones(9, 3) / 27)(torch.zeros(1, 3, 8, 8)), "at least 9 x 3"),
-        (lambda: MotionBlur(1), "length=1; expected more than 1 pixel"),
+        (lambda: MotionBlur(1), "length is 1; expected a number of pixels above 1"),
         (lambda: MotionBlur(12, 0)(torch.zeros(1, 3, 8, 8)), "8 x 8 pixels; it needs at least"),
         (lambda: Inpainting(MASK), "every pixel as known.*use Identity"),
         (lambda: Inpainting(0 * MASK), "no pixel as known.*inverted"),
@@ -391,12 +394,12 @@ HOLE[0, 2, 3] = 0
         ),
         (lambda: Inpainting.random((3, 8, 8), 1.0), "fraction_missing=1.0"),
         (lambda: Inpainting.box((3, 8, 8), 4, 4, top=6), "rows 6 to 10; the image has 0 to 8"),
-        (lambda: SuperResolution(1), "factor=1; expected an integer of at least 2"),
+        (lambda: SuperResolution(1), "factor is 1; expected a whole number from 2 to 1000"),
         (lambda: SuperResolution(2, "bicubc"), "did you mean 'bicubic'"),  # pyright: ignore[reportArgumentType]
         (lambda: Grayscale()(torch.zeros(1, 1, 8, 8)), "expected 3 channels"),
-        (lambda: JPEG(0), "quality=0; expected a number from 1 to 100"),
+        (lambda: JPEG(0), "quality is 0; expected a number from 1 to 100"),
         (lambda: JPEG(50)(torch.zeros(1, 2, 8, 8)), "expected 3 channels"),
-        (lambda: HDR(gain=-1), "gain=-1; expected a positive number"),
+        (lambda: HDR(gain=-1), "gain is -1; expected a finite number above 0"),
         (lambda: Composition(), "no operators"),
         (lambda: Composition(torch.sin), "no Operator; pass as_operator"),  # pyright: ignore[reportArgumentType]
     ],

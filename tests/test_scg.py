@@ -395,7 +395,7 @@ def test_softmax_is_nearer_to_the_tilted_density(name: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "best"}, "unknown SCG select 'best'"),
+        ({"select": "best"}, "select is 'best'"),
         ({"num_candidates": 0}, "num_candidates is 0"),
         ({"temperature": 0.0}, "temperature is 0"),
         ({"num_draws": -1}, "num_draws is -1"),

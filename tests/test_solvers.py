@@ -257,13 +257,13 @@ def test_solvers_are_values_with_full_docstrings(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPS(weight="norm"), "unknown DPS weight 'norm'"),
+        (lambda: DPS(weight="norm"), "DPS: weight is 'norm'; choose one of: adaptive"),
         (lambda: DPS(guidance_scale=-1.0), "guidance_scale is -1"),
         (lambda: DiffPIR(zeta=2.0), "zeta is 2"),
         (lambda: DiffPIR(lam=0.0), "lam is 0"),
         (lambda: HQS(sigma_end=2.0), "sigma_end"),
-        (lambda: REDDiff(weight="?"), "unknown RED-diff weight"),
-        (lambda: REDDiff(learning_rate=0.0), "learning_rate=0"),
+        (lambda: REDDiff(weight="?"), "REDDiff: weight is '?'"),
+        (lambda: REDDiff(learning_rate=0.0), "learning_rate is 0"),
     ],
 )
 def test_constructors_validate(make, message: str) -> None:

@@ -266,12 +266,12 @@ def test_float32_and_images():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": "official"}, "unknown UniversalGuidance weight 'official'"),
-        ({"optimiser": "adm"}, "unknown optimiser 'adm'; did you mean 'adam'"),
-        ({"guidance_scale": -1.0}, "guidance_scale=-1"),
-        ({"learning_rate": 0.0}, "learning_rate=0"),
-        ({"num_recurrences": 0}, "num_recurrences=0"),
-        ({"num_backward_steps": -1}, "num_backward_steps=-1"),
+        ({"weight": "official"}, "weight is 'official'"),
+        ({"optimiser": "adm"}, "optimiser is 'adm'; did you mean 'adam'"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"num_recurrences": 0}, "num_recurrences is 0"),
+        ({"num_backward_steps": -1}, "num_backward_steps is -1"),
     ],
 )
 def test_constructor_validates(settings: dict, message: str):

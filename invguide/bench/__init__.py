@@ -3,6 +3,7 @@
 from invguide.bench.adjoint import adjoint
 from invguide.bench.against_deepinv import peers
 from invguide.bench.angles import guidance
+from invguide.bench.bad_calls import bad_calls
 from invguide.bench.calls import blackbox
 from invguide.bench.commands import tasks
 from invguide.bench.denoising import denoise
@@ -19,6 +20,7 @@ from invguide.bench.uncertainty import calibration
 
 __all__ = [
     "adjoint",
+    "bad_calls",
     "blackbox",
     "calibration",
     "denoise",

@@ -91,7 +91,7 @@ class BlackBox(Operator):
 
     def __init__(
         self,
-        function: Callable[[Any], Any] | Command,
+        function: Callable[[Any], Any] | Command | Any,
         *,
         workers: int | None = None,
         timeout: float | None = None,

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from invguide.arguments import Checked
 from invguide.blackbox.strays import end_strays, mark
 from invguide.blackbox.work import numbers
 from invguide.errors import InputError, suggest
@@ -37,7 +38,7 @@ class CommandFailed(RuntimeError):
 
 
 @dataclass(frozen=True, repr=False)
-class Command:
+class Command(metaclass=Checked):
     """A program that reads one sample from a file and writes its answer to another.
 
     Started without a shell, in a working folder of its own, which is removed whatever happens. Everything that it has

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments import shown
+from invguide.arrays import Refused, as_tensor
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.prior import Prior
@@ -19,11 +21,21 @@ Array = Tensor | np.ndarray | Sequence | float
 def as_double(value: Array, name: str) -> Tensor:
     """Return a detached float64 copy, or say which argument is not finite."""
     # Numbers of a list would pass through float32 on their way.
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
-    tensor = torch.as_tensor(value, dtype=dtype).detach().to(torch.float64, copy=True)
+    tensor = _as_tensor(value, name, None if isinstance(value, Tensor) else torch.float64)
+    if tensor.is_complex():
+        raise InputError(f"{name} is complex; expected real numbers")
+    tensor = tensor.detach().to(torch.float64, copy=True)
     if not bool(tensor.isfinite().all()):
         raise InputError(f"{name} holds NaN or infinity; every entry must be finite.")
     return tensor
+
+
+def _as_tensor(value: Array, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    try:
+        return as_tensor(value, dtype)
+    except Refused as refused:
+        fix = str(refused) or "expected numbers"
+        raise InputError(f"{name} is {shown(value)}; {fix}") from None
 
 
 class Eigen(NamedTuple):
@@ -88,7 +100,7 @@ def real(y: Tensor) -> Tensor:
 
 def one_measurement(y: Array, shape: torch.Size, like: Tensor) -> Tensor:
     """Return y as a batch of one, (1, *shape); y may come with or without the batch axis."""
-    y = torch.as_tensor(y, device=like.device)
+    y = _as_tensor(y, "y").to(like.device)
     if y.numel() != shape.numel():
         raise ShapeError(
             f"posterior takes one measurement: the operator gives {tuple(shape)}, "
@@ -117,7 +129,7 @@ def densify(prior: Prior, A: Tensor | LinearOperator, y: Array, sigma_y: float) 
             images = torch.cat([A.forward(rows) for rows in basis.split(256)])
         out_shape, matrix = images.shape[1:], real(images).mT
     else:
-        matrix = torch.as_tensor(A).to(like)
+        matrix = _as_tensor(A, "A").to(like)
         if matrix.ndim != 2 or matrix.shape[1] != d:
             raise ShapeError(
                 f"A must be a LinearOperator or a matrix (m, {d}), got {tuple(matrix.shape)}."

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from invguide.arguments import checked
 from invguide.errors import CheckpointError
 
 # Where training programs put the weights, averaged ones first: they are the better denoisers.
@@ -38,6 +39,7 @@ HARMLESS = re.compile(
 )
 
 
+@checked
 def read_weights(path: str | Path, entry: str | None = None) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint (.safetensors, .pt, .pth, .ckpt, .bin), on the CPU.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError, RunError, ShapeError
+from invguide.arguments import Checked
+from invguide.errors import InputError, RunError
 from invguide.forward_operator import LinearOperator, conjugate_gradient, inner, norm
 from invguide.prior import Prior, per_sample
 from invguide.priors._exact import (
@@ -22,6 +24,7 @@ from invguide.priors._exact import (
     normal,
     one_measurement,
 )
+from invguide.rules import Items, Number, Positive, Scale
 
 
 class GaussianField(Prior):
@@ -51,22 +54,18 @@ class GaussianField(Prior):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Annotated[
+            tuple[int, ...], Items((Number(1, whole=True),), least=2, most=2**28, of="(C, ...)")
+        ],
         slope: float = 2.0,
         *,
-        std: float = 1.0,
+        std: Positive = 1.0,
         mean: float = 0.0,
-        knee: float = 1.0,
-        scale: float = 1.0,
+        knee: Positive = 1.0,
+        scale: Scale = 1.0,
         shift: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(shape) < 2 or any(not isinstance(n, int) or n < 1 for n in shape):
-            raise ShapeError(
-                f"shape must be (C, H, W) or (C, ...) of positive sizes, got {shape}."
-            )
-        if not (std > 0 and knee > 0):
-            raise InputError(f"std and knee must be positive, got std={std} and knee={knee}.")
         axes = [torch.fft.fftfreq(n, dtype=torch.float64) * max(shape[1:]) for n in shape[1:]]
         square = torch.stack([k**2 for k in torch.meshgrid(*axes, indexing="ij")]).sum(0)
         spectrum = (knee**2 + square) ** (-slope / 2)
@@ -75,7 +74,7 @@ class GaussianField(Prior):
             raise InputError(
                 f"slope={slope} is too steep: the spectrum leaves the range of float64."
             )
-        self.shape = tuple(shape)
+        self.shape = shape
         self.scale, self.shift = scale, shift
         self.level = float(mean)
         self.register_buffer("spectrum", spectrum)  # eigenvalues of the covariance, (*spatial)
@@ -157,7 +156,7 @@ class GaussianField(Prior):
         return self.level + self._filter(noise, self._half.sqrt())
 
 
-class FieldPosterior:
+class FieldPosterior(metaclass=Checked):
     """p(x | y) of a Gaussian field under a linear measurement, normalised units.
 
     mean = m + C A* (A C A* + sigma_y^2 I)^-1 (y - A m). A sample is the same map applied to the

@@ -21,6 +21,7 @@ from invguide.priors._exact import (
     noise_range,
     normal,
 )
+from invguide.rules import Scale
 
 
 class Gaussian(Prior):
@@ -49,7 +50,7 @@ class Gaussian(Prior):
     eigenvectors: Tensor
 
     def __init__(
-        self, mean: Array, covariance: Array, *, scale: float = 1.0, shift: float = 0.0
+        self, mean: Array, covariance: Array, *, scale: Scale = 1.0, shift: float = 0.0
     ) -> None:
         super().__init__()
         mean, covariance = as_double(mean, "mean"), as_double(covariance, "covariance")

@@ -13,6 +13,7 @@ from invguide.priors.conditions import Sized
 from invguide.priors.known_images import known_images
 from invguide.priors.padding import extend, round_up
 from invguide.priors.tiled import Tiled
+from invguide.rules import Count, Positive, Shape
 
 SMALLEST_IMAGE = 128  # by which an autoencoder is judged
 
@@ -47,11 +48,11 @@ class LatentPrior(Prior):
         prior: Prior,
         autoencoder: nn.Module,
         *,
-        scaling_factor: float | None = None,
+        scaling_factor: Positive | None = None,
         shift_factor: float | None = None,
-        factor: int | None = None,
-        channels: int = 3,
-        size: tuple[int, ...] | None = None,
+        factor: Count | None = None,
+        channels: Count = 3,
+        size: Shape | None = None,
     ) -> None:
         super().__init__()
         config = dict(getattr(autoencoder, "config", {}))

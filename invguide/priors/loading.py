@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invguide.arguments import shown
 from invguide.errors import InputError, suggest
 from invguide.prior import Prior
 from invguide.priors.adm_checkpoints import is_adm, load_adm
@@ -60,6 +62,11 @@ def load(
     """Return a prior; `invguide.load_prior` documents the arguments."""
     if isinstance(where, nn.Module):
         return _from_module(where, weights, entry, settings)
+    if not isinstance(where, (str, os.PathLike)):
+        raise InputError(
+            f"load_prior: {shown(where)} is no prior; expected its name, a file, a folder, the id of one on the hub, a "
+            "network or a Prior"
+        )
     if weights is not None:
         raise InputError(
             "weights= fills a network that you pass: load_prior(net, weights=file, ...); a file alone is the "

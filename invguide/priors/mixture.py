@@ -21,6 +21,7 @@ from invguide.priors._exact import (
     noise_range,
     normal,
 )
+from invguide.rules import Scale
 
 
 class GaussianMixture(Prior):
@@ -62,7 +63,7 @@ class GaussianMixture(Prior):
         covariance: Array,
         weights: Array | None = None,
         *,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         shift: float = 0.0,
     ) -> None:
         super().__init__()

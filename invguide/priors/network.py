@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from invguide.arguments import checked
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.prior import Prior, per_sample
 from invguide.priors.padding import extend, round_up
 from invguide.priors.precision import try_half
 from invguide.priors.preconditioning import edm_coefficients
 from invguide.priors.recompute import keep_all, recompute
+from invguide.rules import Count, FreeShape, Positive, Scale
 
 if TYPE_CHECKING:
     from invguide.priors.doctor import Report
@@ -398,18 +400,19 @@ def conditions_of(net: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
     )
 
 
+@checked
 def from_network(
     net: Callable[..., Any],
     predicts: str = "eps",
     schedule: str | Tensor = "linear-vp",
-    shape: tuple[int | None, ...] = (3, None, None),
+    shape: FreeShape = (3, None, None),
     *,
     data_range: tuple[float, float] = (-1.0, 1.0),
-    multiple: int = 8,
-    sigma_data: float = 0.5,
+    multiple: Count = 8,
+    sigma_data: Positive = 0.5,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    time_scale: float = 1.0,
+    time_scale: Scale = 1.0,
     reverse_time: bool = False,
 ) -> NetworkPrior:
     """Turn a pretrained network into a Prior.
@@ -488,8 +491,6 @@ def from_network(
     low, high = data_range
     if not low < high:
         raise InputError(f"data_range must be (low, high) with low < high, got {data_range}.")
-    if multiple < 1:
-        raise InputError(f"multiple must be at least 1, got {multiple}.")
     smallest = levels.sigma_min if sigma_min is None else float(sigma_min)
     largest = (
         min(levels.sigma_max, LARGEST_USEFUL_SIGMA) if sigma_max is None else float(sigma_max)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior
+from invguide.rules import Count
 
 
 def extend(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -96,9 +97,7 @@ class Padded(WrappedPrior):
         multiple: Of the sizes along free axes (None in the shape).
     """
 
-    def __init__(self, prior: Prior, multiple: int = 8) -> None:
-        if multiple < 1:
-            raise InputError(f"multiple is {multiple}; expected at least 1")
+    def __init__(self, prior: Prior, multiple: Count = 8) -> None:
         super().__init__(prior)
         self.multiple = multiple
 

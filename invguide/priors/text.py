@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invguide.arguments import checked
 from invguide.devices import resolve_device
 from invguide.errors import CheckpointError, InputError, require
 from invguide.priors.diffusers_weights import TEXT_STEMS, files_of, read_json, weights_in
@@ -28,6 +29,7 @@ RETURNS = {
 NAMES = frozenset(name for places in RETURNS.values() for name in places)
 
 
+@checked
 def embed_text(
     where: str | Path, prompt: str | Sequence[str], *, device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from invguide.errors import InputError
 from invguide.prior import Prior
 from invguide.priors.network import NetworkPrior
 from invguide.priors.padding import WrappedPrior, extend, image_conditions, round_up
+from invguide.rules import Count, CountOrNone
 
 DEFAULT_TILE = 256
 TILES_ON_GPU = 8
@@ -45,10 +46,10 @@ class Tiled(WrappedPrior):
     def __init__(
         self,
         prior: Prior,
-        tile: int | None = None,
-        overlap: int | None = None,
+        tile: Count | None = None,
+        overlap: CountOrNone | None = None,
         *,
-        batch_size: int | None = None,
+        batch_size: Count | None = None,
     ) -> None:
         super().__init__(prior)
         fixed = [size for size in prior.shape[1:] if size is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from invguide.errors import InputError
 from invguide.rewards.network_reward import Function, NetworkReward, read_logits
+from invguide.rules import NonNegative, Positive
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,19 +39,13 @@ class ClassLogProb(NetworkReward):
     """
 
     classifier: Function
-    label: int | tuple[int, ...]
-    temperature: float = 1.0
-    marginal: float = 1.0
+    label: int | tuple[int, ...] | Any
+    temperature: Positive = 1.0
+    marginal: NonNegative = 1.0
     transform: Function | None = None
 
     def __post_init__(self) -> None:
         labels = _labels(self.label)
-        if not 0 < self.temperature < math.inf:
-            raise InputError(
-                f"temperature is {self.temperature}; expected a finite number above 0"
-            )
-        if not 0 <= self.marginal < math.inf:
-            raise InputError(f"marginal is {self.marginal}; expected a finite number, 0 or more")
         object.__setattr__(self, "label", labels[0] if len(labels) == 1 else labels)
         self.connect(self.classifier, self.transform)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from invguide.errors import InputError, ShapeError
 from invguide.reward import Reward
 from invguide.rewards._describe import describe
 from invguide.rewards._images import check_images, read_reference, require_image
+from invguide.rules import Positive, Several
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -42,15 +42,11 @@ class ColourHistogram(Reward):
     """
 
     reference: Tensor
-    bins: int | None = None
-    bandwidth: float = 1.0
+    bins: Several | None = None
+    bandwidth: Positive = 1.0
     wanted: Tensor = field(init=False)  # (C, K), fractions of the reference's pixels
 
     def __post_init__(self) -> None:
-        if not 0 < self.bandwidth < math.inf:
-            raise InputError(f"bandwidth is {self.bandwidth}; expected a number of bins above 0")
-        if self.bins is not None and self.bins < 2:
-            raise InputError(f"bins is {self.bins}; expected at least 2")
         reference = read_reference(self, self.reference)
         if reference.ndim == 2:
             self._check_histograms(reference)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.reward import Reward
 from invguide.rewards._images import check_images
+from invguide.rules import NonNegative
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,7 @@ class Colourfulness(Reward):
         ShapeError: Samples that are not colour images (3, H, W).
     """
 
-    target: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.target is not None and not 0 <= self.target < math.inf:
-            raise InputError(f"target is {self.target}; expected a finite number, 0 or more")
+    target: NonNegative | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         check_images(self, x, channels=3)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from invguide.errors import InputError, ShapeError
+from invguide.errors import ShapeError
 from invguide.rewards.per_sample import PerSample
+from invguide.rules import Count, CountOrNone
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,9 @@ class ConnectedComponents(PerSample):
         ShapeError: Samples without a channel and at least one other axis, or with fewer axes than `connectivity`.
     """
 
-    target: int | None = None
+    target: CountOrNone | None = None
     threshold: float = 0.5
-    connectivity: int = 1
-
-    def __post_init__(self) -> None:
-        if self.target is not None and self.target < 0:
-            raise InputError(f"target is {self.target}; expected a number of regions, 0 or more")
-        if self.connectivity < 1:
-            raise InputError(f"connectivity is {self.connectivity}; expected 1 or more")
+    connectivity: Count = 1
 
     def score(self, sample: np.ndarray) -> float:
         from scipy import ndimage

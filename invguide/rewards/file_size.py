@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from invguide.errors import InputError, suggest
+from invguide.errors import InputError
 from invguide.rewards.per_sample import PerSample, check_image
+from invguide.rules import Number, OneOf, Positive
 
 FORMATS = ("jpeg", "png")
 
@@ -36,21 +38,15 @@ class FileSize(PerSample):
         True
     """
 
-    format: str = "jpeg"
-    quality: int | None = None
-    target: float | None = None
+    format: Annotated[str, OneOf(FORMATS)] = "jpeg"
+    quality: Annotated[int, Number(1, 100, whole=True)] | None = None
+    target: Positive | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"unknown format {self.format!r}; {suggest(self.format, FORMATS)}")
         if self.quality is not None and self.format != "jpeg":
             raise InputError(
                 f"quality={self.quality}, but a {self.format} file has none; leave it out"
             )
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise InputError(f"quality is {self.quality}; expected 1 to 100")
-        if self.target is not None and not self.target > 0:
-            raise InputError(f"target is {self.target}; expected a number of kilobytes above 0")
 
     def score(self, sample: np.ndarray) -> float:
         check_image(sample, self)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import isclass
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from invguide.edit_reward import EditReward
 from invguide.errors import InputError, ShapeError
 from invguide.rewards._images import check_images, read_reference, require_image
 from invguide.rewards.network_reward import NetworkReward, as_floats
+from invguide.rules import NonNegative
 
 WARPS = ("target", "estimated")
 
@@ -59,8 +58,8 @@ class Motion(NetworkReward, EditReward):
     flow: Tensor
     estimator: Callable[[Tensor, Tensor], Any] | None = None
     edit_mask: Tensor | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    flow_weight: float = 3.0
-    colour_weight: float = 100.0
+    flow_weight: NonNegative = 3.0
+    colour_weight: NonNegative = 100.0
     warp: str = "target"
     visible: Tensor = field(init=False)  # (H, W)
 
@@ -69,13 +68,13 @@ class Motion(NetworkReward, EditReward):
         height, width = source.shape[1:]
         if min(height, width) < 2:
             raise ShapeError(f"Motion: the source is {height} x {width}; expected at least 2 x 2")
-        flow = torch.as_tensor(self.flow).detach().to(source)
+        flow = self.flow.detach().to(source)
         if flow.shape != (2, height, width):
             raise ShapeError(
                 f"Motion: the flow has shape {tuple(flow.shape)}; expected (2, {height}, {width}), as the source"
             )
         mask = torch.ones(1, height, width) if self.edit_mask is None else self.edit_mask
-        mask = torch.as_tensor(mask).detach().to(source)
+        mask = mask.detach().to(source)
         if mask.shape not in ((height, width), (1, height, width)):
             raise ShapeError(
                 f"Motion: the edit mask has shape {tuple(mask.shape)}; expected ({height}, {width}), as the source"
@@ -84,11 +83,6 @@ class Motion(NetworkReward, EditReward):
             raise InputError("Motion: the flow has NaN or infinite values")
         if not bool(((mask >= 0) & (mask <= 1)).all()):
             raise InputError("Motion: the edit mask goes beyond [0, 1]; 1 may change, 0 must not")
-        for name, value in (("flow", self.flow_weight), ("colour", self.colour_weight)):
-            if not 0 <= value < math.inf:
-                raise InputError(
-                    f"Motion: {name}_weight is {value}; expected a finite number >= 0"
-                )
         if self.warp not in WARPS or (self.warp == "estimated" and self.estimator is None):
             raise InputError(
                 f"Motion: warp is {self.warp!r}; expected 'target', or with an estimator 'estimated'"
@@ -100,10 +94,6 @@ class Motion(NetworkReward, EditReward):
         ):
             object.__setattr__(self, name, value)
         if self.estimator is not None:
-            if isclass(self.estimator) or not callable(self.estimator):
-                raise InputError(
-                    f"Motion: the estimator is {self.estimator!r}; expected an instance that takes two batches"
-                )
             self.connect(_Against(source, self.estimator), None)
         object.__setattr__(self, "visible", visible_pixels(flow))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from invguide.errors import InputError, ShapeError
 from invguide.rewards.per_sample import PerSample, check_image
+from invguide.rules import Colours, Count
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,16 @@ class Palette(PerSample):
         tensor([True])
     """
 
-    colours: Sequence[Sequence[float]]
-    k: int = 1
+    colours: Colours
+    k: Count = 1
 
     def __post_init__(self) -> None:
-        try:
-            colours = np.asarray(self.colours, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"colours are {self.colours!r}; expected (K, C) numbers") from error
-        if colours.ndim != 2 or not colours.size or not np.isfinite(colours).all():
+        if len({len(colour) for colour in self.colours}) > 1:
+            raise InputError(f"colours are {self.colours!r}; expected as many channels of each")
+        if self.k > len(self.colours):
             raise InputError(
-                f"colours have shape {colours.shape}; expected K colours of C finite channels each, (K, C)"
+                f"k is {self.k}; expected 1 to {len(self.colours)}, the number of colours"
             )
-        if not 1 <= self.k <= len(colours):
-            raise InputError(f"k is {self.k}; expected 1 to {len(colours)}, the number of colours")
-        object.__setattr__(self, "colours", tuple(map(tuple, colours.tolist())))
 
     def score(self, sample: np.ndarray) -> float:
         from scipy.spatial import KDTree

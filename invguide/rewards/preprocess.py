@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from invguide.arguments import Checked
 from invguide.errors import InputError, ShapeError
+from invguide.rules import Count, Items, Number, Size
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(metaclass=Checked):
     """(resize(x) - mean) / std, a `transform` of rewards that ask a network.
 
     Resizing is bilinear, antialiased and changes the proportions where they differ. A picture of one channel is
@@ -34,22 +36,16 @@ class Preprocess:
     """
 
     mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    size: int | tuple[int, int] | None = None
+    std: Annotated[tuple[float, ...], Items((Number(0, open_low=True),))] = (1.0,)
+    size: Count | Size | None = None
 
     def __post_init__(self) -> None:
-        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
-        if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean)):
+        if not self.mean or len(self.mean) != len(self.std):
             raise InputError(
-                f"mean is {mean} and std {std}; expected one finite number per channel in each"
+                f"mean is {self.mean} and std {self.std}; expected one number per channel in each"
             )
-        if not all(0 < s < math.inf for s in std):
-            raise InputError(f"std is {std}; expected numbers above 0")
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise InputError(f"size is {self.size}; expected pixels, or a pair (height, width)")
-        for name, value in (("mean", mean), ("std", std), ("size", size)):
-            object.__setattr__(self, name, value)
+        if isinstance(self.size, int):
+            object.__setattr__(self, "size", (self.size, self.size))
 
     @classmethod
     def imagenet(cls, size: int | tuple[int, int] | None = 224) -> Preprocess:

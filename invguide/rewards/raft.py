@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invguide.errors import InputError, ShapeError, require, suggest
+from invguide.arguments import Checked
+from invguide.errors import InputError, ShapeError, require
+from invguide.rules import Count, OneOf
 
 SIZES = ("small", "large")
 SMALLEST = 128  # pixels per side that its pyramid needs
 
 
-class RAFT(nn.Module):
+class RAFT(nn.Module, metaclass=Checked):
     """Flow from a first to a second batch of colour pictures, (B, 3, H, W) twice -> (B, 2, H, W) in pixels.
 
     Teed and Deng 2020, as in torchvision; an `estimator` of `Motion`. Pictures are resized to sides that the network
@@ -30,16 +32,21 @@ class RAFT(nn.Module):
     """
 
     def __init__(
-        self, size: str = "small", weights: str | None = "default", num_updates: int = 12
+        self,
+        size: Annotated[str, OneOf(SIZES)] = "small",
+        weights: str | None = "default",
+        num_updates: Count = 12,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise InputError(f"unknown size {size!r} of RAFT; {suggest(str(size), SIZES)}")
-        if num_updates < 1:
-            raise InputError(f"num_updates is {num_updates}; expected at least 1")
         models: Any = require("torchvision.models.optical_flow", "RAFT", "torchvision")
         make = models.raft_small if size == "small" else models.raft_large
-        self.net: nn.Module = make(weights=None if weights is None else weights.upper())
+        try:
+            self.net: nn.Module = make(weights=None if weights is None else weights.upper())
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"RAFT: torchvision has no weights {weights!r} of the size {size!r}; expected 'default', one of "
+                "its names, or None"
+            ) from error
         self.net.requires_grad_(False)
         self.num_updates = num_updates
 

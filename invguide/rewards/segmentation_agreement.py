@@ -36,7 +36,7 @@ class SegmentationAgreement(NetworkReward):
     transform: Function | None = None
 
     def __post_init__(self) -> None:
-        labels = torch.as_tensor(self.labels).detach()
+        labels = self.labels.detach()
         if labels.ndim != 2 or not labels.numel():
             raise ShapeError(
                 f"labels have shape {tuple(labels.shape)}; expected (H, W), shared by all samples"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
 from invguide.reward import Reward
 from invguide.rewards._images import check_images
 from invguide.rewards.palette import Palette
+from invguide.rules import Colours, Positive
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,10 @@ class SoftPalette(Reward):
         ShapeError: Samples that are not images (C, H, W) with as many channels as a colour.
     """
 
-    colours: Sequence[Sequence[float]]
-    temperature: float = 0.05
+    colours: Colours
+    temperature: Positive = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise InputError(
-                f"temperature is {self.temperature}; expected a finite number above 0"
-            )
         object.__setattr__(self, "colours", Palette(self.colours).colours)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ from typing import TypeVar
 
 from torch import nn
 
+from invguide.arguments import checked
 from invguide.errors import InputError
+from invguide.rules import Positive
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def softened(network: Module, beta: float = 3.0) -> Module:
+@checked
+def softened(network: Module, beta: Positive = 3.0) -> Module:
     """Return a copy of a network, in eval mode, with Softplus(beta) in the place of every `nn.ReLU`, however deep.
 
     A classifier trained with ReLUs has gradients that jump with the input, and guides worse than it classifies (EluCD,
