@@ -98,14 +98,16 @@ def real(y: Tensor) -> Tensor:
     return (torch.view_as_real(y) if y.is_complex() else y).flatten(1)
 
 
-def one_measurement(y: Array, shape: torch.Size, like: Tensor) -> Tensor:
-    """Return y as a batch of one, (1, *shape); y may come with or without the batch axis."""
+def one_measurement(y: Array, shape: torch.Size, like: Tensor, paired: bool = False) -> Tensor:
+    """Return y as a batch of one, (1, *shape), complex if `paired`; y may come with or without the batch axis."""
     y = _as_tensor(y, "y").to(like.device)
     if y.numel() != shape.numel():
         raise ShapeError(
             f"posterior takes one measurement: the operator gives {tuple(shape)}, "
             f"y has shape {tuple(y.shape)}."
         )
+    if y.is_complex() and not paired:
+        raise InputError("y is complex, and the operator returns real values; expected a real y")
     return y.reshape(1, *shape).to(torch.promote_types(y.dtype, like.dtype))
 
 
@@ -127,15 +129,15 @@ def densify(prior: Prior, A: Tensor | LinearOperator, y: Array, sigma_y: float) 
         with torch.no_grad():
             basis = torch.eye(d, dtype=like.dtype, device=like.device).reshape(d, *shape)
             images = torch.cat([A.forward(rows) for rows in basis.split(256)])
-        out_shape, matrix = images.shape[1:], real(images).mT
+        out_shape, matrix, paired = images.shape[1:], real(images).mT, images.is_complex()
     else:
         matrix = _as_tensor(A, "A").to(like)
         if matrix.ndim != 2 or matrix.shape[1] != d:
             raise ShapeError(
                 f"A must be a LinearOperator or a matrix (m, {d}), got {tuple(matrix.shape)}."
             )
-        out_shape = matrix.shape[:1]
-    target = real(one_measurement(y, out_shape, like))[0] - prior.shift * matrix.sum(1)
+        out_shape, paired = matrix.shape[:1], False
+    target = real(one_measurement(y, out_shape, like, paired))[0] - prior.shift * matrix.sum(1)
     return Measurement(prior.scale * matrix, target, check_noise(sigma_y) ** 2)
 
 

@@ -172,7 +172,7 @@ class FieldPosterior(metaclass=Checked):
         self.prior, self.operator, self.sigma_y = prior, A, check_noise(sigma_y)
         mean = prior.mean[None]
         predicted = A.forward(prior.to_data(mean))
-        self.y = one_measurement(y, predicted.shape[1:], mean)
+        self.y = one_measurement(y, predicted.shape[1:], mean, predicted.is_complex())
         self._check_adjoint()
         self._transfer = self._find_transfer()
         self.mean = (mean + self._correction(self.y - predicted))[0]
