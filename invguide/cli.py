@@ -144,6 +144,53 @@ Prompt = Annotated[
     ),
 ]
 
+SigmaY = Annotated[
+    str,
+    typer.Option("--sigma-y", help="Noise standard deviation, white = 1, or auto: estimated."),
+]
+KeepKnown = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-known/--no-keep-known",
+        help="inpaint: return known pixels exactly, or denoised [exactly, unless --sigma-y gives a noise level].",
+    ),
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option(help="Of solvers that have one [their default].")
+]
+SolverSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the solver."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the results [IN-restored]; or a picture file, such as new.jpg, for the result alone."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on where an interrupted run stopped (a folder always does)."
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="A folder: do again what was done with other settings."),
+]
+Arrays = Annotated[
+    bool,
+    typer.Option("--arrays", help="Also write samples.npy, mean.npy, std.npy and chi2.npy."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="A folder: processes, each with its own prior, and GPU if there are."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="A folder: address of a dask scheduler, for many machines.")
+]
+
 
 def _options(
     mask: Path | None,
@@ -196,6 +243,14 @@ def _prior(
     }
 
 
+def _solver_settings(
+    items: Iterable[str] | None, steps: int | None, guidance_scale: float | None
+) -> dict[str, Any]:
+    chosen: dict[str, Any] = dict(pairs(items, "--set", "guidance_scale=0.5"))
+    chosen |= {} if steps is None else {"num_steps": steps}
+    return chosen | ({} if guidance_scale is None else {"guidance_scale": guidance_scale})
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -222,17 +277,8 @@ def restore(
     filter: Filter = None,
     quality: Quality = None,
     gain: Gain = None,
-    sigma_y: Annotated[
-        str,
-        typer.Option("--sigma-y", help="Noise standard deviation, white = 1, or auto: estimated."),
-    ] = "auto",
-    keep_known: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-known/--no-keep-known",
-            help="inpaint: return known pixels exactly, or denoised [exactly, unless --sigma-y gives a noise level].",
-        ),
-    ] = None,
+    sigma_y: SigmaY = "auto",
+    keep_known: KeepKnown = None,
     solver: Annotated[
         str,
         typer.Option(
@@ -247,13 +293,8 @@ def restore(
         int, typer.Option(help="Restorations to draw; two or more give mean and uncertainty.")
     ] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Of solvers that have one [their default].")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the solver."),
-    ] = None,
+    guidance_scale: GuidanceScale = None,
+    set_: SolverSet = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -263,29 +304,13 @@ def restore(
     precision: Precision = "auto",
     seed: Seed = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for the results [IN-restored].")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on where an interrupted run stopped (a folder always does)."
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="A folder: do again what was done with other settings."),
-    ] = False,
-    arrays: Annotated[
-        bool,
-        typer.Option("--arrays", help="Also write samples.npy, mean.npy, std.npy and chi2.npy."),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="A folder: processes, each with its own prior, and GPU if there are."),
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="A folder: address of a dask scheduler, for many machines.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    arrays: Arrays = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
 ) -> None:
     """Restore a picture, or every picture of a folder.
 
@@ -304,18 +329,17 @@ def restore(
     options = _options(
         mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
     )
+    from invguide.export import picture_name
     from invguide.folder import restore_folder
     from invguide.restoration import Job, Settings, restore_picture
+    from invguide.single import restore_file
 
-    chosen: dict[str, Any] = dict(pairs(set_, "--set", "guidance_scale=0.5"))
-    chosen |= {} if steps is None else {"num_steps": steps}
-    chosen |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     settings = Settings(
         task,
         options,
         sigma_y=_sigma(sigma_y),
         solver=solver,
-        solver_settings=chosen,
+        solver_settings=_solver_settings(set_, steps, guidance_scale),
         **_prior(prior, prior_set, condition, prompt),
         samples=samples,
         seed=seed,
@@ -325,7 +349,15 @@ def restore(
         keep_known=keep_known,
     )
     say = (lambda line: None) if quiet else _say
+    single = out is not None and picture_name(out)
+    if single:
+        _check_single(source, out, samples, arrays)
     job = Job.prepare(settings, say, not quiet, arrays)
+    job.confirm = typer.confirm if sys.stdin.isatty() and not (quiet or farmed) else None
+    if single:
+        restore_file(job, source, out, resume=resume)
+        say(f"  written to {out}")
+        return
     out = out or Path(f"{source.resolve().name if source.is_dir() else source.stem}-restored")
     if not source.is_dir():
         if restore_picture(job, source, out, resume=resume) is not None:
@@ -363,6 +395,20 @@ def restore(
     say(f"written to {out}")
 
 
+def _check_single(source: Path, out: Path | None, samples: int, arrays: bool) -> None:
+    from invguide.errors import InputError
+
+    for wrong, why in (
+        (source.is_dir(), f"{source} is a folder"),
+        (samples > 1, f"--samples is {samples}"),
+        (arrays, "--arrays are files too"),
+    ):
+        if wrong:
+            raise InputError(f"--out {out} is one picture file, and {why}: give a folder")
+    if out is not None and out.exists() and out.samefile(source):
+        raise InputError(f"--out {out} is the input itself; give another name")
+
+
 @command("plan", app)
 def plan(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
@@ -377,6 +423,8 @@ def plan(
     filter: Filter = None,
     quality: Quality = None,
     gain: Gain = None,
+    sigma_y: SigmaY = "auto",
+    keep_known: KeepKnown = None,
     solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
     prior: PriorName = "natural",
     prior_set: PriorSet = None,
@@ -384,30 +432,49 @@ def plan(
     prompt: Prompt = None,
     samples: Annotated[int, typer.Option(help="Restorations to draw.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Of the solver [its default].")] = None,
+    guidance_scale: GuidanceScale = None,
+    set_: SolverSet = None,
     tile: Annotated[int | None, typer.Option(help="As for `restore`.")] = None,
     precision: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
+    seed: Seed = 0,
     device: Device = "auto",
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    arrays: Arrays = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Tell what `restore` will cost: memory, network calls and time.
+    """Tell what `restore` with the same options will cost: memory, network calls and time.
 
-    Runs four steps of the solver. Exit code 1 if memory does not suffice.
+    Runs four steps of the solver, and writes nothing. Of a folder, the largest file is taken. Exit code 1 if memory
+    does not suffice.
     """
     from invguide.errors import InputError
     from invguide.restoration import Job, Settings, plan_picture
 
-    if not source.is_file():
-        raise InputError(f"no such picture: {source}")
+    if not source.exists():
+        raise InputError(f"no such file or folder: {source}")
+    if source.is_dir():
+        from invguide.folder import list_pictures
+
+        pictures = list_pictures(source)
+        source = max(pictures, key=lambda path: path.stat().st_size)
+        print(f"one of {len(pictures)} pictures, {source}:")
     options = _options(
         mask, invert_mask, kernel, blur_sigma, length, angle, factor, filter, quality, gain
     )
-    chosen = {} if steps is None else {"num_steps": steps}
     settings = Settings(
         task,
         options,
+        sigma_y=_sigma(sigma_y),
+        keep_known=keep_known,
         solver=solver,
-        solver_settings=chosen,
+        solver_settings=_solver_settings(set_, steps, guidance_scale),
         **_prior(prior, prior_set, condition, prompt),
         samples=samples,
+        seed=seed,
         device=device,
         tile=tile,
         precision=precision,

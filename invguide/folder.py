@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from invguide.errors import CheckpointError, InputError, InvguideError, RunError
-from invguide.images import SUFFIXES
+from invguide.picture_files import readable
 from invguide.restoration import (
     WAYS,
     Job,
@@ -34,18 +35,25 @@ class Row:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Return the pictures of a folder by their suffixes, sorted; hidden files and sub-folders are left out.
+    """Return the pictures of a folder by their suffixes, sorted; what else is in it is left out, and named.
+
+    Hidden files are left out in silence.
 
     Raises:
         InputError: There is none.
     """
-    found = sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith(".")
-    )
+    suffixes = readable()
+    files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    found = [f for f in files if f.suffix.lower() in suffixes and f.is_file()]
+    others = [f"{f.name}/" if f.is_dir() else f.name for f in files if f not in found]
     if not found:
-        raise InputError(f"folder {folder} has no pictures ({', '.join(s[1:] for s in SUFFIXES)})")
+        inside = f"; it holds {', '.join(others[:5])}" if others else ""
+        raise InputError(
+            f"folder {folder} has no pictures ({', '.join(s[1:] for s in suffixes)}){inside}"
+        )
+    if others:
+        why = ": folders inside are not entered" if any(o.endswith("/") for o in others) else ""
+        warnings.warn(f"folder {folder}: left out {', '.join(others)}{why}")
     return found
 
 

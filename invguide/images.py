@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import warnings
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from invguide import profiles
 from invguide.errors import InputError
+from invguide.keepsakes import Keepsakes, keepsakes
+from invguide.picture_files import open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 # Luminance quantisation of JPEG at quality 50 (ITU-T T.81, table K.1).
 _JPEG_LUMA = """
 16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87
@@ -44,6 +46,8 @@ class Picture:
         jpeg_quality: Of the file, where it is a JPEG with the usual tables.
         rgb: A grey picture is stored as colour, with R = G = B; it is written so again.
         path: Of the file.
+        holes: (H, W) booleans, where the file holds NaN or infinity; None: nowhere.
+        kept: What else the file tells, and results pass on.
     """
 
     values: Tensor
@@ -53,6 +57,8 @@ class Picture:
     jpeg_quality: int | None = None
     rgb: bool = False
     path: Path | None = None
+    holes: np.ndarray | None = None
+    kept: Keepsakes = dataclasses.field(default_factory=Keepsakes)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,23 +81,25 @@ class Picture:
         return f"{self.size[1]} x {self.size[0]} pixels, {kind}, {self.bits} bit"
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, holes: bool = False) -> Picture:
     """Read a picture upright (EXIF orientation applied); a palette becomes colour or grey, the first frame is taken.
 
     Colours that are the same in all visible pixels, R = G = B, are read as grey. CMYK and Lab become sRGB.
 
+    Args:
+        path: Of the file.
+        holes: Pixels that are not finite are allowed: they are zeros, and `Picture.holes` says where they are.
+
     Raises:
         InputError: A missing or damaged file, one that is no picture, or one with values that are not finite.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected a picture file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 quality = _jpeg_quality(image)
                 if getattr(image, "n_frames", 1) > 1:
                     warnings.warn(f"{path} has {image.n_frames} frames; the first is taken")  # pyright: ignore[reportAttributeAccessIssue]
@@ -100,16 +108,13 @@ def read_picture(path: str | Path) -> Picture:
                 if image.mode in profiles.FOREIGN:
                     pixels, profile = profiles.to_srgb(image, profile, path)
                 array, bits = _pixels(pixels, path)
+                kept = keepsakes(image)
                 # Asked for after loading: PIL turns TIFF upright itself, and then forgets the tag.
                 array = _upright(array, image.getexif().get(ORIENTATION, 1))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except PermissionError:
         raise InputError(f"{path} cannot be opened: permission denied") from None
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{path} is not a picture that can be read; expected one of {', '.join(s[1:] for s in SUFFIXES)}"
-        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; cut it up first"
@@ -118,7 +123,13 @@ def read_picture(path: str | Path) -> Picture:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: {error}") from error
-    return _picture(array, bits, profile, quality, path, image.format in _UNEVEN)
+    found = None
+    if holes and bits == 32:
+        finite = np.isfinite(array).all(-1)
+        found = None if finite.all() else ~finite
+        array = np.where(np.isfinite(array), array, 0)
+    picture = _picture(array, bits, profile, quality, path, image.format in _UNEVEN)
+    return dataclasses.replace(picture, holes=found, kept=kept)
 
 
 def _picture(
@@ -173,7 +184,8 @@ def _pixels(image: Image, path: Path) -> tuple[np.ndarray, int]:
         array = np.asarray(image)
         if array.min() < 0 or array.max() > 65535:
             raise InputError(
-                f"{path} has 32-bit integers; expected 8 or 16 bits: convert it first"
+                f"{path} has integers from {array.min()} to {array.max()}; expected 0 to 65535, 8 or 16 bits without "
+                "sign: shift and scale them first"
             )
         return array.astype(np.uint16)[..., None], 16
     if mode == "F":
@@ -368,7 +380,8 @@ def write_picture(
 
         if array.shape[2] == 3:
             raise InputError(f"{path}: a floating-point picture has one channel; got 3")
-        Image.fromarray(array[..., 0].astype(np.float32)).save(path)
+        options = {} if like.kept.dpi is None else {"dpi": like.kept.dpi}
+        Image.fromarray(array[..., 0].astype(np.float32)).save(path, **options)
         return path
     kind = np.uint16 if like.bits == 16 else np.uint8
     pixels = np.rint(array.clip(0, 1) * np.iinfo(kind).max).astype(kind)
@@ -376,7 +389,7 @@ def write_picture(
     profile = like.profile if profiles.fits(like.profile, pixels.shape[-1]) else None
     if alpha is not None:
         pixels = np.concatenate([pixels, alpha.astype(kind)[..., None]], axis=-1)
-    path.write_bytes(encode_png(pixels, profile))
+    path.write_bytes(encode_png(pixels, profile, like.kept))
     return path
 
 
@@ -391,7 +404,9 @@ def _resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
 
 
-def encode_png(pixels: np.ndarray, profile: bytes | None = None) -> bytes:
+def encode_png(
+    pixels: np.ndarray, profile: bytes | None = None, kept: Keepsakes | None = None
+) -> bytes:
     """Return a PNG file of pixels (H, W, C), uint8 or uint16, C = 1 to 4 with alpha last; PIL cannot write 16 bits."""
     height, width, channels = pixels.shape
     depth = 8 * pixels.dtype.itemsize
@@ -412,10 +427,14 @@ def encode_png(pixels: np.ndarray, profile: bytes | None = None) -> bytes:
         )
 
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    kept = kept or Keepsakes()
+    per_metre = None if kept.dpi is None else [round(v / 0.0254) for v in kept.dpi]
     parts = [
         b"\x89PNG\r\n\x1a\n",
         chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b"",
+        chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)) if per_metre else b"",
+        chunk(b"eXIf", kept.exif) if kept.exif else b"",
         chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)),
         chunk(b"IEND", b""),
     ]

@@ -17,6 +17,7 @@ from invguide.operators import Grayscale
 FULL = 0.95  # of the way from the darkest to the brightest value: nearly white is white, for the sake of JPEG
 CONTRAST = 0.25  # of the range: what has greys and less contrast is no mask
 EDGE = 0.01  # of the longer side, at least 4 pixels: how far from black or white a grey of a soft edge may be
+FEW = 0.3  # of the pixels: so few known ones in one piece are more likely the hole of another program
 SOFT = 0.25  # of the pixels: more greys are no edges
 
 
@@ -54,7 +55,24 @@ def read_mask(path: Path, size: tuple[int, int], invert: bool = False) -> Tensor
             f"mask {path} marks no pixel as known ({white}); is it the other way round? "
             f"{'Leave --invert-mask out' if invert else 'Use --invert-mask'}"
         )
+    _warn_if_reversed(known, invert, path)
     return known[None]
+
+
+def _warn_if_reversed(known: Tensor, invert: bool, path: Path) -> None:
+    """Say so where little is known, in one piece: other programs paint white what is missing."""
+    from scipy.ndimage import distance_transform_cdt
+
+    share = float(known.double().mean())
+    if share > FEW:
+        return
+    distances: Any = distance_transform_cdt(known.numpy(), "chessboard")
+    if int(distances.max()) > _edge(known):
+        white = "black" if invert else "white"
+        warnings.warn(
+            f"mask {path} leaves {share:.1%} of the picture as known ({white}), and the rest is made up; if it is the "
+            f"other way round, {'leave --invert-mask out' if invert else 'use --invert-mask'}"
+        )
 
 
 def _levels(picture: Picture, path: Path) -> tuple[Tensor, str, str]:

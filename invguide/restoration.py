@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,11 +39,13 @@ from invguide.likelihood import Likelihood
 from invguide.likely_noise import LEAST, TEXTURE, likely_level
 from invguide.noise import NoiseModel, Quantised
 from invguide.operators import Composition, Grayscale, Identity, Inpainting
+from invguide.picture_files import check_regular
 from invguide.planning import Plan, plan
 from invguide.policy import choose as choose_solver
 from invguide.prior import Prior
-from invguide.priors import Grey, LatentPrior, NetworkPrior, Tiled
+from invguide.priors import Grey, LatentPrior, NetworkPrior, Padded, Tiled
 from invguide.priors.network import PRECISIONS
+from invguide.priors.padding import round_up
 from invguide.priors.precision import try_half
 from invguide.problem import Problem
 from invguide.report import write_pictures
@@ -56,6 +59,8 @@ LARGE_TILE = 384
 TRIAL_WORK = (
     240 * 64 * 64
 )  # pixels that the network sees: a trial of its precision takes a twentieth of that time
+HOUR = 3600  # seconds
+LONG_WORK = 2**26  # pixels times steps times samples, below which no run here takes an hour
 CHECKPOINT = "checkpoint.pt"
 MANIFEST = "manifest.json"
 ARRAYS = ("samples", "mean", "std", "chi2")
@@ -108,6 +113,7 @@ class Job:
     Attributes:
         fastest: What precision "auto" stands for in long runs; None until a trial tells.
         pictures: How many the run has.
+        confirm: Asks whether a run of more than an hour is meant; None: it is only said.
     """
 
     settings: Settings
@@ -120,6 +126,7 @@ class Job:
     arrays: bool = False
     fastest: str | None = None
     pictures: int = 1
+    confirm: Callable[[str], bool] | None = None
 
     @classmethod
     def prepare(
@@ -139,11 +146,7 @@ class Job:
         from invguide.priors.text import text_files
 
         task = find_task(settings.task, settings.options)
-        sigma = settings.sigma_y
-        if sigma is not None and not (sigma >= 0 and math.isfinite(sigma)):
-            raise InputError(
-                f"sigma_y is {sigma:g}; expected a noise standard deviation >= 0, or auto"
-            )
+        _check_sigma(settings.sigma_y)
         if settings.keep_known is not None and "mask" not in task.options:
             raise InputError(
                 f"--keep-known is for tasks with missing pixels (inpaint), not for {task.name}: leave it out"
@@ -196,6 +199,20 @@ class Job:
         }
 
 
+def _check_sigma(sigma: float | None) -> None:
+    if sigma is None:
+        return
+    if not (sigma >= 0 and math.isfinite(sigma)):
+        raise InputError(
+            f"sigma_y is {sigma:g}; expected a noise standard deviation >= 0, or auto"
+        )
+    if sigma > 1:
+        raise InputError(
+            f"sigma_y is {sigma:g}, and white is 1: larger noise leaves nothing to be seen. Levels of 0 to 255 "
+            f"are divided by 255: --sigma-y {sigma / 255:.4g}"
+        )
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -204,6 +221,7 @@ def sha256(*paths: Path) -> str:
     """Of the contents of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
+        check_regular(path)
         try:
             with path.open("rb") as file:
                 while part := file.read(2**20):
@@ -312,6 +330,8 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
     inner = job.task.operator(job.settings.options, picture)
     if isinstance(inner, Inpainting) and shown is not None:
         inner = Inpainting(inner.mask & shown)
+    if picture.holes is not None and isinstance(inner, Inpainting):
+        _check_holes(picture.holes, inner, name)
     colours = job.prior.sample_shape[0]
     y, operator, grey = picture.values, inner, False
     if isinstance(inner, Grayscale):
@@ -341,6 +361,17 @@ def measure(job: Job, picture: Picture, name: str) -> Measured:
         keep = stay_by_default(job.settings.sigma_y, picture.bits)
     keep = keep and known is not None
     return Measured(picture, y, operator, known, grey, sigma, keep_known=keep, estimate=estimate)
+
+
+def _check_holes(holes: np.ndarray, operator: Inpainting, name: str) -> None:
+    """Raise InputError where the mask marks as known what the file does not tell."""
+    wrong = torch.from_numpy(holes) & operator.mask.any(0)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise InputError(
+            f"{name} has {int(wrong.sum())} NaN or infinite values where the mask marks pixels as known (first at row "
+            f"{row}, column {column}); paint the mask black there"
+        )
 
 
 def _measured_otherwise(
@@ -376,6 +407,8 @@ def prior_for(job: Job, measured: Measured) -> Prior:
 
 def _tiled(job: Job, shape: tuple[int, ...]) -> Prior:
     prior, tile = job.prior, job.settings.tile
+    if min(shape[1:]) < prior.min_size and prior.affine and None in prior.shape[1:]:
+        return Padded(prior, round_up(prior.min_size, getattr(prior, "multiple", 1)))
     if tile is None and not isinstance(prior, LatentPrior):
         if any(
             own not in (None, size) for own, size in zip(prior.shape[1:], shape[1:], strict=True)
@@ -501,7 +534,7 @@ def restore_picture(
         CheckpointError: To be resumed, but under other settings.
         RunError: Diverged, interrupted, or out of memory.
     """
-    picture = read_picture(path)
+    picture = _read(job, path)
     identity = job.identity(path)
     finished = finished_settings(out)
     if finished is not None and (resume or not overwrite):
@@ -530,11 +563,14 @@ def restore_picture(
     )
     for tiled in (part for part in prior.modules() if isinstance(part, Tiled)):
         job.say(f"  tiles     {' x '.join(map(str, tiled.tile))}, overlap {tiled.overlap}")
+    for padded in (part for part in prior.modules() if isinstance(part, Padded)):
+        job.say(f"  padded    mirrored to multiples of {padded.multiple} pixels for the prior")
     check_writable(out)
     checkpoint = out / CHECKPOINT
     if not resume:
         checkpoint.unlink(missing_ok=True)
     set_precision(job, prior, solver, _unknown_shape(measured), checkpoint)
+    _announce(job, prior, solver, _unknown_shape(measured))
     _remove_old(out)
     result = _solve(job, measured, prior, solver, checkpoint)
     if reason:
@@ -547,9 +583,14 @@ def restore_picture(
     return result
 
 
+def _read(job: Job, path: Path) -> Picture:
+    """Read a picture; where pixels may be missing, so may their values."""
+    return read_picture(path, holes="mask" in job.task.options)
+
+
 def plan_picture(job: Job, path: Path) -> Plan:
     """Return what `restore_picture` of this file will cost, from a few steps of its solver."""
-    measured = measure(job, read_picture(path), str(path))
+    measured = measure(job, _read(job, path), str(path))
     prior = prior_for(job, measured)
     measured = checked(job, measured, prior, str(path))
     solver, _ = choose(job, measured, prior)
@@ -565,6 +606,34 @@ def plan_picture(job: Job, path: Path) -> Plan:
         seed=job.settings.seed,
         device=job.settings.device,
     )
+
+
+def _announce(job: Job, prior: Prior, solver: Solver[Any], shape: tuple[int, ...]) -> None:
+    """Say, or ask, before a run of more than an hour; told from one call of the network on a small picture."""
+    pixels = math.prod(shape[1:])
+    work = pixels * solver.num_steps * job.settings.samples
+    if work < LONG_WORK or isinstance(prior, LatentPrior):
+        return
+    device = resolve_devices(job.settings.device)[0]
+    tile = prior.tile[0] if isinstance(prior, Tiled) else max(128, prior.min_size)
+    sizes = [own or tile for own in prior.shape[1:]]
+    x = torch.zeros(1, shape[0], *sizes, device=device)
+    condition, seconds = {k: v.to(device) for k, v in job.condition.items()}, math.inf
+    with torch.no_grad():
+        for _ in range(2):  # the first is slower
+            start = time.perf_counter()
+            prior.to(device).denoise(x, 1.0, **condition)
+            seconds = min(seconds, (time.perf_counter() - start) * work / math.prod(sizes))
+    if seconds < HOUR:
+        return
+    text = (
+        f"about {seconds / HOUR:.0f} h for {pixels / 1e6:.0f} million pixels ({shape[2]} x {shape[1]}), "
+        f"{solver.num_steps} steps; `invguide plan` tells more"
+    )
+    if job.confirm is None:
+        warnings.warn(f"this takes {text}")
+    elif not job.confirm(f"This takes {text}. Go on?"):
+        raise InputError(f"not begun: it takes {text}")
 
 
 WAYS = "use the same settings, or another --out"  # to go on after a refusal

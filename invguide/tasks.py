@@ -26,6 +26,7 @@ from invguide.operators import (
     MotionBlur,
     SuperResolution,
 )
+from invguide.picture_files import check_regular
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def read_array(path: Path, what: str) -> np.ndarray:
     Raises:
         InputError: Missing or unreadable.
     """
+    check_regular(path)
     try:
         if path.suffix.lower() == ".npy":
             return np.load(path, allow_pickle=False)

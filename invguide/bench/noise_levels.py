@@ -14,7 +14,8 @@ from torch import Tensor
 from invguide.bench.protocol import Protocol
 from invguide.errors import InputError, suggest
 from invguide.estimate import estimate_noise
-from invguide.images import SUFFIXES, read_picture
+from invguide.images import read_picture
+from invguide.picture_files import readable
 from invguide.rng import Noise
 from invguide.tables import Table
 
@@ -157,7 +158,7 @@ def _middles(folder: str | Path | None, crop: int) -> list[Tensor]:
     """The middles of the pictures in a folder, (3, crop, crop), in the order of their names."""
     if folder is None:
         return []
-    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in readable())
     if not files:
         raise InputError(f"folder {folder} has no pictures")
     middles = []

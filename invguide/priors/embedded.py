@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from invguide.errors import CheckpointError, InputError, suggest
 from invguide.priors.network import NetworkPrior, from_network
@@ -82,11 +84,21 @@ def read_unet(path: Path) -> tuple[UNet, float]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
-        config = json.loads(metadata["network"])
-        network = UNet(**{**config, "channels": tuple(config["channels"])})
+            names = list(file.keys())
+            config = _config(metadata["network"], len(names))
+            _check_shapes(config, {name: file.get_slice(name).get_shape() for name in names})
+            weights = {name: file.get_tensor(name).float() for name in names}
+        network = UNet(**config)
         network.load_state_dict(weights, strict=True)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(
             f"weights file {path} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "it is missing, truncated or not written by invguide.training: reinstall, or train it again"
@@ -95,4 +107,36 @@ def read_unet(path: Path) -> tuple[UNet, float]:
         raise CheckpointError(
             f"weights file {path} holds non-finite numbers; reinstall, or train it again"
         )
-    return network, float(metadata["sigma_data"])
+    sigma_data = float(metadata.get("sigma_data", "nan"))
+    if not 0 < sigma_data < math.inf:
+        raise CheckpointError(
+            f"weights file {path} says that sigma_data is {sigma_data}; expected a number above 0"
+        )
+    return network, sigma_data
+
+
+def _config(text: str, tensors: int) -> dict[str, Any]:
+    """The arguments of the network, as a file tells them, which holds so many tensors."""
+    told = json.loads(text)
+    config = {**told, "channels": tuple(told["channels"])}
+    numbers = [value for key, value in config.items() if key != "channels"] + list(
+        config["channels"]
+    )
+    if not all(type(value) is int and value > 0 for value in numbers):
+        raise ValueError(f"its network is {text[:200]}; expected numbers above 0")
+    if config.get("blocks", 1) * len(config["channels"]) > tensors:  # would take for ever to build
+        raise ValueError(f"its network is {text[:200]}, which has more than its {tensors} tensors")
+    return config
+
+
+def _check_shapes(config: dict[str, Any], stored: dict[str, list[int]]) -> None:
+    """Raise ValueError unless the file holds what the network needs, before memory is taken for either."""
+    import torch
+
+    with torch.device("meta"):
+        needed = {name: list(t.shape) for name, t in UNet(**config).state_dict().items()}
+    if wrong := sorted(n for n in {*needed, *stored} if needed.get(n) != stored.get(n)):
+        name = wrong[0]
+        raise ValueError(
+            f"{name} has the shape {stored.get(name)} in the file, and {needed.get(name)} in the network that it names"
+        )

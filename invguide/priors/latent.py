@@ -13,7 +13,7 @@ from invguide.priors.conditions import Sized
 from invguide.priors.known_images import known_images
 from invguide.priors.padding import extend, round_up
 from invguide.priors.tiled import Tiled
-from invguide.rules import Count, Positive, Shape
+from invguide.rules import Count, Positive, SmallShape
 
 SMALLEST_IMAGE = 128  # by which an autoencoder is judged
 
@@ -52,7 +52,7 @@ class LatentPrior(Prior):
         shift_factor: float | None = None,
         factor: Count | None = None,
         channels: Count = 3,
-        size: Shape | None = None,
+        size: SmallShape | None = None,
     ) -> None:
         super().__init__()
         config = dict(getattr(autoencoder, "config", {}))

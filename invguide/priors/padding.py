@@ -100,6 +100,8 @@ class Padded(WrappedPrior):
     def __init__(self, prior: Prior, multiple: Count = 8) -> None:
         super().__init__(prior)
         self.multiple = multiple
+        if multiple >= prior.min_size:
+            self.min_size = 1
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         self._check(x)

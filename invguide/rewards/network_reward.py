@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from invguide.arguments import shown
 from invguide.errors import InputError, ShapeError
 from invguide.reward import Reward
 from invguide.rewards._describe import describe
@@ -39,6 +40,10 @@ class Network(nn.Module):
         self.to(x.device)
         with evaluating(self), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             given = x.clone() if self.transform is None else self.transform(x.clone())
+            if not isinstance(given, Tensor):
+                raise InputError(
+                    f"the transform returned {shown(given)}; expected a tensor, what the network takes"
+                )
             return self.function(given.to(next(_precisions(self.function), given.dtype)))
 
 
