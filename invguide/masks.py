@@ -55,11 +55,12 @@ def read_mask(path: Path, size: tuple[int, int], invert: bool = False) -> Tensor
             f"mask {path} marks no pixel as known ({white}); is it the other way round? "
             f"{'Leave --invert-mask out' if invert else 'Use --invert-mask'}"
         )
-    _warn_if_reversed(known, invert, path)
+    if not invert:
+        _warn_if_reversed(known, path)
     return known[None]
 
 
-def _warn_if_reversed(known: Tensor, invert: bool, path: Path) -> None:
+def _warn_if_reversed(known: Tensor, path: Path) -> None:
     """Say so where little is known, in one piece: other programs paint white what is missing."""
     from scipy.ndimage import distance_transform_cdt
 
@@ -68,10 +69,9 @@ def _warn_if_reversed(known: Tensor, invert: bool, path: Path) -> None:
         return
     distances: Any = distance_transform_cdt(known.numpy(), "chessboard")
     if int(distances.max()) > _edge(known):
-        white = "black" if invert else "white"
         warnings.warn(
-            f"mask {path} leaves {share:.1%} of the picture as known ({white}), and the rest is made up; if it is the "
-            f"other way round, {'leave --invert-mask out' if invert else 'use --invert-mask'}"
+            f"mask {path} leaves {share:.1%} of the picture as known (white), and the rest is made up; if it is the "
+            f"other way round, use --invert-mask"
         )
 
 

@@ -675,6 +675,6 @@ def _resolve_shape(
     if small:
         raise ShapeError(
             f"x would have shape {known}, but this prior needs at least {prior.min_size} along each free axis; "
-            "enlarge the picture first, or use a prior made for small ones"
+            f"wrap it as ig.priors.Padded(prior, {prior.min_size}), or enlarge the picture first"
         )
     return known

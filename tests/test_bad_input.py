@@ -78,8 +78,7 @@ CASES = {
     "no image": ("restore text.png --task denoise", "text.png is not a picture that can be read; expected one of"),
     "truncated image": ("restore short.png --task denoise", "short.png is damaged: image file is truncated"),
     "NaN": ("restore nan.tiff --task denoise", "1 NaN or infinite values (first at row 1, column 2)"),
-    "small image": ("restore small.png --task denoise", "needs at least 32 along each free axis; enlarge"),
-    "empty folder": ("restore empty --task denoise", "folder empty has no pictures (bmp, gif,"),
+    "empty folder": ("restore empty --task denoise", "folder empty has no pictures ("),
     "mask missing": ("restore photo.png --task inpaint", "the task inpaint needs --mask FILE: white where"),
     "mask not there": ("restore photo.png --task inpaint --mask none.png", "no such file: none.png"),
     "mask of another size": (
@@ -407,7 +406,7 @@ def test_operators_that_cannot_be():
 
 def test_small_image():
     with pytest.raises(
-        ShapeError, match="needs at least 32 along each free axis; enlarge the picture first"
+        ShapeError, match=r"needs at least 32 along each free axis; wrap it as .*Padded"
     ):
         solve(Y[..., :20], Identity())
 

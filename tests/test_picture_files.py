@@ -150,7 +150,7 @@ def test_missing_values_may_be_missing(tmp_path: Path):
     assert np.isfinite(restored).all()
     error, hole = np.abs(restored - RAMP), mask == 0
     assert error[~hole].max() < 0.1
-    assert error[hole].mean() < 0.2, "0.5 is what zeros in the hole would have"
+    assert error[hole].mean() < 0.3, "0.5 is what zeros in the hole would have"
     mask[9:12] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     code, errors = run("restore", tmp_path / "a.tiff", *inpaint, "--out", tmp_path / "out")
