@@ -65,6 +65,7 @@ UNORDERED = (
     "_use_default_values"  # diffusers: which settings were left out, in an order that varies
 )
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+NEW: Any = getattr(copyreg, "__newobj__")  # noqa: B009  how most objects are made again
 LISTED, DEPTH = 400, 8  # labels that are kept to tell what has changed
 
 
@@ -130,7 +131,7 @@ class _Hasher:
 
     def _parts_of(self, thing: Any, label: str) -> bytes | Parts:
         if isinstance(thing, STATELESS):
-            return hashed("stateless", type(thing).__name__)
+            return hashed("stateless", str(type(thing).__name__))
         if hasattr(type(thing), "identity_parts"):
             own = thing.identity_parts()
             return Parts(
@@ -171,13 +172,10 @@ class _Hasher:
             return Parts("unreadable", {"type": type(thing)})
         if isinstance(reduced, str):
             return hashed("global", reduced)
-        maker, arguments, state, listed, _ = (*reduced, None, None, None)[:5]
+        whole: tuple[Any, ...] = (*reduced, None, None, None)
+        maker, arguments, state, listed = whole[:4]
         parts = {"type": type(thing), **dict(_state(thing, state))}
-        if (
-            maker is not copyreg.__newobj__
-            or arguments[0] is not type(thing)
-            or len(arguments) > 1
-        ):
+        if maker is not NEW or arguments[0] is not type(thing) or len(arguments) > 1:
             parts["made by"] = (maker, arguments)
         if listed is not None:
             parts["items"] = list(listed)
@@ -215,7 +213,7 @@ def _values_of(thing: Any) -> bytes | None:
     """Of arrays and tensors, every value; None for everything else."""
     if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
         raw = np.ascontiguousarray(thing).reshape(-1).view(np.uint8)
-        return hashed("array", thing.dtype.str, repr(thing.shape), memoryview(raw))
+        return hashed("array", thing.dtype.str, repr(thing.shape), _bytes(raw))
     if isinstance(thing, torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
         if thing.is_quantized:
             thing = thing.dequantize()
@@ -224,10 +222,14 @@ def _values_of(thing: Any) -> bytes | None:
         if len(flat) == 1:  # which may have any stride
             flat = flat.new_empty(1).copy_(flat)
         raw = flat.view(torch.uint8).numpy()
-        return hashed("tensor", str(thing.dtype), repr(tuple(thing.shape)), memoryview(raw))
+        return hashed("tensor", str(thing.dtype), repr(tuple(thing.shape)), _bytes(raw))
     if isinstance(thing, torch.jit.ScriptFunction):
-        return hashed("script", thing.code)
+        return hashed("script", str(thing.code))
     return None
+
+
+def _bytes(raw: Any) -> memoryview:
+    return memoryview(raw)
 
 
 def _unwrapped(thing: Any) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ class Identity:
                 continue
             a, b = there.get(name), here.get(name)
             followed = name in FOLLOWED and a is not None and b is not None
-            if (a.split()[-1:] != b.split()[-1:]) if followed else (a != b):
+            if _digest(a) != _digest(b) if followed else a != b:
                 parts = changed_parts(saved.details.get(name, {}), self.details.get(name, {}))
                 parts = [part for part in parts if part][:SHOWN] if followed else []
                 changed = f" (changed: {', '.join(parts)})" if parts else ""
@@ -103,6 +103,11 @@ def check_trust(trust: Any) -> frozenset[str]:
         if name not in FOLLOWED:
             raise InputError(f"trust names {name!r}; {suggest(str(name), FOLLOWED)}")
     return frozenset(names)
+
+
+def _digest(text: str | None) -> str | None:
+    """The last word."""
+    return text and text.split()[-1]
 
 
 def _short(text: str | None) -> str:
