@@ -21,7 +21,7 @@ def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
 
     Args:
         value: What holds the numbers.
-        dtype: Of the result; by default that of an array, and torch's default type for floats of lists.
+        dtype: Of the result; by default that of the array, float64 for floats of lists.
 
     Raises:
         Refused: No numbers, or some that have no plain meaning, such as masked ones.
@@ -35,10 +35,7 @@ def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
     if type(value).__module__.startswith("PIL."):
         tensor = _picture(value)
         return tensor if dtype is None else tensor.to(dtype)
-    plain = isinstance(value, (list, tuple, int, float, complex))
     tensor = torch.from_numpy(_native(_as_array(value)))
-    if dtype is None and plain and tensor.is_floating_point():
-        dtype = torch.get_default_dtype()
     return tensor if dtype is None else tensor.to(dtype)
 
 

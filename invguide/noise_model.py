@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide.arguments import Checked
-from invguide.errors import ShapeError
+from invguide.arguments import Checked, shown
+from invguide.errors import InputError, ShapeError
 from invguide.surroundings import usable
 
 Law = TypeVar("Law", bound="NoiseModel")
@@ -118,8 +118,17 @@ class GaussianLaw(NoiseModel):
 
 
 def number(value: Tensor | np.ndarray | float) -> Tensor:
-    """A parameter as given by a user, as a tensor."""
-    return torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    """A parameter as given by a user, as a tensor.
+
+    Raises:
+        InputError: It is complex or empty.
+    """
+    tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    if tensor.is_complex() or not tensor.numel():
+        raise InputError(
+            f"a noise law was given {shown(tensor)}; expected real numbers, at least one"
+        )
+    return tensor
 
 
 def fitted(value: Tensor, y: Tensor, name: str) -> Tensor:

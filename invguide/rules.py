@@ -191,6 +191,8 @@ class Array(Rule):
         if self.batch and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
             return value  # pyright: ignore[reportReturnType]
         tensor = as_tensor(value)
+        if self.batch and isinstance(value, (list, tuple)) and tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())  # as torch makes of them
         return tensor[None] if self.batch and type(value).__module__.startswith("PIL.") else tensor
 
 

@@ -56,6 +56,12 @@ def test_arrays_of_any_layout(spelled: Callable[[np.ndarray], Any]):
     torch.testing.assert_close(samples(spelled(Y.numpy())), samples(Y), rtol=0, atol=0)
 
 
+def test_a_masked_array_is_obeyed():
+    known = Y.numpy() <= 0.5
+    masked = np.ma.masked_array(np.where(known, Y, 7.0).astype(">f4"), mask=~known)
+    assert torch.equal(samples(masked), samples(Y, mask=known))
+
+
 def test_a_picture_of_pil_is_a_measurement_in_zero_to_one():
     pixels = (255 * Y[0]).byte().movedim(0, -1).numpy()
     wanted = samples(torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 255)
@@ -76,7 +82,6 @@ def test_a_picture_of_pil_is_a_measurement_in_zero_to_one():
         (Y.movedim(1, -1), r"channels come first: pass np\.moveaxis\(y, -1, 1\)"),
         (Y[0].movedim(0, -1), r"channels come first, .* pass np\.moveaxis\(y, -1, 0\)\[None\]"),
         (Y[:, :1], r"take ig\.priors\.Grey\(prior\)"),
-        (np.ma.masked_greater(Y.numpy(), 0.5), r"\d+ of its values are masked"),
         ("photo.png", "read the file first, such as numpy.asarray"),
         (np.array(["a"]), "expected numbers, not values of the type <U1"),
         (Y.to_sparse(), "expected a dense tensor"),
@@ -119,6 +124,7 @@ class Counted(ig.Prior):
     ("more", "text"),
     [
         ({"truth": Y[0]}, r"truth has shape \(3, 8, 8\); expected .* \(1, 3, 8, 8\)"),
+        ({"truth": np.ma.masked_greater(Y.numpy(), 0.5)}, r"\d+ of its values are masked"),
         ({"truth": math.nan * Y}, "truth has NaN or infinite values"),
         ({"truth": "x.png"}, "truth is 'x.png'; expected its numbers: read the file"),
         ({"num_samples": "2"}, "solve: num_samples is '2'; expected a whole number of at least 1"),

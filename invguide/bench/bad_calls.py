@@ -87,7 +87,7 @@ def good_arguments() -> dict[str, dict[str, Any]]:
     mean, covariance = torch.zeros(4), torch.eye(4)
     roll = {"prior": prior, "x": 2 * y, "sigmas": (1.0, 0.5, 0.0)}
     return {
-        "solve": {"y": y, **problem, "solver": quick, **run},
+        "solve": {"y": y, **problem, "mask": None, "solver": quick, **run},
         "plan": {"y": y, **problem, "solver": quick, "device": "cpu"},
         "guide": {"prior": prior, "reward": reward, "solver": quick, **run},
         "driver.run": {"solver": quick, "problem": ig.Problem(prior, likelihood), **run},
@@ -138,6 +138,13 @@ def good_arguments() -> dict[str, dict[str, Any]]:
         "noise.Gaussian": {"sigma_y": 0.1},
         "noise.Poisson": {"gain": 0.1},
         "noise.Quantised": {"step": 0.1},
+        "noise.CorrelatedGaussian": {"covariance": torch.eye(192)},
+        "noise.LowRankGaussian": {"sigma_y": 0.1, "factor": torch.ones(192, 2)},
+        "noise.PoissonGaussian": {"gain": 0.1, "sigma_y": 0.1},
+        "noise.Laplace": {"scale": 0.1},
+        "noise.StudentT": {"scale": 0.1},
+        "noise.Rician": {"sigma_y": 0.1},
+        "noise.Uniform": {"half_width": 0.1},
         "noise.LogDensity": {"log_density": lambda p, y: -(p - y).square().flatten(1).sum(1)},
     }  # fmt: skip
 
@@ -250,6 +257,9 @@ def use(made: Any) -> str:
         return _finite(made(x), torch.Size([1]))
     if isinstance(made, ig.Likelihood):
         return _finite(made.log_prob(x), torch.Size([1]))
+    if isinstance(made, ig.noise.NoiseModel):
+        law = made.bind(x)
+        return _finite(law.log_density(x + 0.01, x), torch.Size([1]))
     if isinstance(made, Tensor):
         return _finite(made, None)
     return ""
