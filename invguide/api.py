@@ -193,6 +193,7 @@ def solve(
     if truth is not None:
         from invguide.metrics import check_truth
 
+        assert isinstance(truth, Tensor)  # as its annotation is converted
         truth = check_truth(truth, (problem.num_measurements, *problem.data_shape))
     result = driver.run(chosen, problem, num_samples, **run)
     if reason:

@@ -21,6 +21,7 @@ from abc import ABCMeta
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -101,8 +102,8 @@ def _plain_rule(annotation: Any, origin: Any, inner: tuple[Any, ...]) -> Rule | 
     kind = origin if isinstance(origin, type) else annotation
     ours = isinstance(kind, type) and kind.__module__.startswith("invguide.")
     if kind in (str, nn.Module) or ours:
-        return Instance((kind,))
-    if kind is not None and isinstance(kind, type) and issubclass(kind, os.PathLike):
+        return Instance((typing.cast("type", kind),))
+    if isinstance(kind, type) and issubclass(typing.cast("type", kind), Path):
         return Instance((str, os.PathLike))
     return None
 
@@ -214,7 +215,7 @@ def _of_class(kind: type) -> _Signature | None:
                 rule = rule_for(annotation, ours and name not in rules)
                 rules |= {} if rule is None else {name: rule}
     else:
-        rules = _rules(parameters, init.__globals__, own)
+        rules = _rules(parameters, vars(sys.modules[init.__module__]), own)
     return _Signature(inspect.Signature(parameters), rules, None)
 
 

@@ -354,7 +354,7 @@ def restore(
         _check_single(source, out, samples, arrays)
     job = Job.prepare(settings, say, not quiet, arrays)
     job.confirm = typer.confirm if sys.stdin.isatty() and not (quiet or farmed) else None
-    if single:
+    if single and out is not None:
         restore_file(job, source, out, resume=resume)
         say(f"  written to {out}")
         return

@@ -380,7 +380,7 @@ def write_picture(
 
         if array.shape[2] == 3:
             raise InputError(f"{path}: a floating-point picture has one channel; got 3")
-        options = {} if like.kept.dpi is None else {"dpi": like.kept.dpi}
+        options: dict[str, Any] = {} if like.kept.dpi is None else {"dpi": like.kept.dpi}
         Image.fromarray(array[..., 0].astype(np.float32)).save(path, **options)
         return path
     kind = np.uint16 if like.bits == 16 else np.uint8

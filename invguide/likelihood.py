@@ -111,7 +111,7 @@ class Likelihood(metaclass=Checked):
 
     def _with(self, **changes: Any) -> Likelihood:
         part = copy(self)
-        part.__dict__.update(changes)
+        vars(part).update(changes)
         return part
 
     def try_gradient(self, x: Tensor) -> None:

@@ -88,7 +88,7 @@ class NoiseModel(metaclass=Checked):
 
     def _with(self: Law, **values: object) -> Law:
         law = copy(self)
-        law.__dict__.update(values)
+        vars(law).update(values)
         return law
 
 

@@ -154,7 +154,7 @@ class Problem(metaclass=Checked):
 
     def _with(self, **changes: Any) -> Problem:
         part = self.__new__(type(self))
-        part.__dict__.update(self.__dict__, **changes)
+        vars(part).update(self.__dict__, **changes)
         return part
 
     def _begin_at(

@@ -63,8 +63,8 @@ class Reward(metaclass=Checked):
     def __mul__(self, weight: float | Tensor) -> Weighted:
         if isinstance(weight, Reward):
             return NotImplemented
-        weight = check(repr(self), "the weight", weight, Number())
-        return Weighted(tuple((weight * w, part) for w, part in terms(self)))
+        factor: float = check(repr(self), "the weight", weight, Number())
+        return Weighted(tuple((factor * w, part) for w, part in terms(self)))
 
     __rmul__ = __mul__
 

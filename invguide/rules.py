@@ -87,9 +87,10 @@ class Number(Rule):
                     f"expected a number that single precision holds, {SMALLEST:.1e} to {LARGEST:.1e}"
                 )
             return number
-        if number != int(value):
+        whole = int(value)  # pyright: ignore[reportArgumentType]
+        if number != whole:
             raise Refused("")
-        return int(value)
+        return whole
 
 
 @dataclass(frozen=True)
