@@ -67,7 +67,7 @@ class Watched(Problem):
     @classmethod
     def of(cls, problem: Problem) -> Watched:
         watched = cls.__new__(cls)
-        watched.__dict__.update(problem.__dict__, suspects=[], counters=Counters())
+        vars(watched).update(vars(problem), suspects=[], counters=Counters())
         return watched
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:

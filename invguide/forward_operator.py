@@ -308,7 +308,7 @@ def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float |
     if y.is_complex() or x.shape[1:].numel() != y.shape[1:].numel():
         return None
     source = torch.Generator().manual_seed(0)
-    scale: float | None = None
+    scale = 0.0  # until it is known
     for like, there, back in (
         (x, operator.forward, operator.adjoint),
         (y, operator.adjoint, operator.forward),
@@ -316,7 +316,7 @@ def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float |
         probe = torch.randn(like.shape, generator=source, dtype=like.dtype).to(like.device)
         # Squares of large units would leave the range of single precision.
         image, size = back(there(probe)).double(), norm(probe.double())
-        if scale is None:
+        if not scale:
             scale = float(norm(image) / size) ** 0.5
             if not 0 < scale < float("inf"):
                 return None

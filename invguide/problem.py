@@ -449,7 +449,7 @@ class Problem(metaclass=Checked):
         dark = dark - self.prior.scale
         source = torch.Generator().manual_seed(0)
         white = torch.randn(dark.shape[1:], generator=source, dtype=dark.dtype).to(dark)
-        found = []
+        found: list[Tensor] = []
         with torch.no_grad():
             start = likelihood.residual(dark)
             for change in (torch.ones_like(dark), white.expand_as(dark)):

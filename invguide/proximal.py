@@ -39,12 +39,12 @@ def proximal(
     """
     operator, noise = likelihood.operator, likelihood.noise
     variance = torch.as_tensor(variance, dtype=x.dtype, device=x.device).expand(len(x))
-    rounded = isinstance(noise, Quantised) and not likelihood.masked
-    if isinstance(operator, LinearOperator) and rounded:
+    linear = isinstance(operator, LinearOperator)
+    if linear and isinstance(noise, Quantised) and not likelihood.masked:
         mean = _mean_of_rounded(operator, noise, likelihood.y, x, variance)
         if mean is not None:
             return mean
-    if noise.reweightings and isinstance(operator, LinearOperator):
+    if noise.reweightings and linear:
         return _reweighted(likelihood, x, variance, accuracy)
     if not isinstance(noise, GaussianLaw):
         return _descend(likelihood, x, variance)

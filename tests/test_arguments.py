@@ -191,7 +191,10 @@ def test_steps_that_cannot_be(bad: Any):
         (lambda: DPS(schedule=(1.0, 2.0, 0.0)), "strictly decreasing levels that end in 0"),
         (lambda: EnKG(window=(0.5, 0.5)), "0 <= start < end <= 1"),
         (lambda: Grayscale((1, math.nan)), "each a finite number"),
-        (lambda: ig.Operator(), "Operator is abstract; expected a subclass that has forward"),
+        (
+            lambda: ig.Operator(),  # pyright: ignore[reportAbstractUsage]
+            "Operator is abstract; expected a subclass that has forward",
+        ),
         (lambda: make_solver("dsp"), "unknown solver 'dsp'; did you mean 'DPS'"),
     ],
 )

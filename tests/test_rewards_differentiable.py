@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,7 +56,7 @@ class Layers(nn.Module):
         return a, torch.sin(2 * self.second(a))
 
 
-def shipped() -> list[Reward]:
+def shipped() -> Sequence[Reward]:
     torch.manual_seed(1)
     reference, labels = torch.rand(SHAPE), torch.randint(0, 4, SHAPE[1:])
     network = classifier()

@@ -107,8 +107,8 @@ def assemble(
         scaling_factor: As for `LatentPrior`.
         shape, settings: As for `load_diffusers`.
     """
-    told = {"predicts", "schedule"} <= settings.keys() or scheduler is None
-    training = {} if told else convention(scheduler)
+    told = {"predicts", "schedule"} <= settings.keys()
+    training = {} if told or scheduler is None else convention(scheduler)
     size = config.get("sample_size")
     size = size if isinstance(size, list | tuple) else (size, size)
     if (
