@@ -62,7 +62,7 @@ def run(
     callbacks: Sequence[Callable[[StepReport], None]] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: Count = 10,
-    trust: Sequence[str] = (),
+    trust: str | Sequence[str] = (),
     on_nonfinite: Literal["raise", "drop"] = "raise",
 ) -> Result:
     """Draw num_samples samples for every measurement of the problem.

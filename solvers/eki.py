@@ -107,9 +107,7 @@ class EKI(Solver[EKIState]):
         misfit = 0.5 * residuals[residuals.isfinite().all(1)].double().square().sum(1)
         m = residuals.shape[1]
         mean, variance = misfit.mean().item(), misfit.var().item()
-        if (
-            min(mean, variance) <= 0
-        ):  # the members do not differ, or fit y: nothing is too large a portion
+        if min(mean, variance) <= 0:  # they do not differ, or fit y: no portion is too large
             return left
         return min(left, max(m / (2 * mean), (m / (2 * variance)) ** 0.5))
 
