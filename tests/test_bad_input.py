@@ -434,7 +434,7 @@ def test_unknown_names_suggest_the_nearest():
 def test_checkpoint_that_is_cut_off(tmp_path: Path):
     (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 not all of it")
     with pytest.raises(
-        CheckpointError, match=r"checkpoint .*c\.pt cannot be read .*delete it to start over"
+        CheckpointError, match=r"checkpoint .*c\.pt cannot be read: .*delete it to start over"
     ):
         solve(Y, Identity(), checkpoint=tmp_path / "c.pt")
 
