@@ -42,7 +42,7 @@ class CorrelatedGaussian(GaussianLaw):
         covariance: Tensor | np.ndarray | Sequence[Sequence[float]],
         axes: int | Sequence[int] | None = None,
     ) -> None:
-        self.covariance = number(covariance)  # pyright: ignore[reportArgumentType]
+        self.covariance = number(covariance, True)  # pyright: ignore[reportArgumentType]
         self.axes = None if axes is None else (axes,) if isinstance(axes, int) else tuple(axes)
         self.inverse = self.covariance.new_zeros(0)  # L^-1, once bound
 
@@ -167,7 +167,7 @@ class LowRankGaussian(GaussianLaw):
     tensors = ("sigma_y", "factor", "basis", "shrink")
 
     def __init__(self, sigma_y: Tensor | float, factor: Tensor | np.ndarray) -> None:
-        self.sigma_y, self.factor = number(sigma_y), number(factor)
+        self.sigma_y, self.factor = number(sigma_y), number(factor, True)
         self.basis = self.shrink = self.factor.new_zeros(0)  # Q and 1 - (1 + s^2)^-1/2, once bound
 
     def bind(self, y: Tensor) -> LowRankGaussian:

@@ -117,14 +117,16 @@ class GaussianLaw(NoiseModel):
         return -0.5 * square.flatten(1).sum(1)
 
 
-def number(value: Tensor | np.ndarray | float) -> Tensor:
-    """A parameter as given by a user, as a tensor.
+def number(value: Tensor | np.ndarray | float, complex_too: bool = False) -> Tensor:
+    """A parameter as given by a user, as a tensor; `complex_too`: it may be complex, as a covariance of complex y.
 
     Raises:
         InputError: It is complex or empty.
     """
-    tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-    if tensor.is_complex() or not tensor.numel():
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    if not isinstance(value, Tensor) and not tensor.is_complex():
+        tensor = tensor.double()
+    if (tensor.is_complex() and not complex_too) or not tensor.numel():
         raise InputError(
             f"a noise law was given {shown(tensor)}; expected real numbers, at least one"
         )
