@@ -208,12 +208,12 @@ class LinearFunctionOperator(FunctionOperator, LinearOperator):
         defect, limit = adjoint_defect(self.forward, self._adjoint, back), adjoint_limit(y.dtype)
         if defect > limit:
             given = self.adjoint_function is not None
-            fix = (
-                "pass its exact adjoint, or leave adjoint= out and give linear=True and shape=... to have the one of "
-                "automatic differentiation"
-                if given
-                else "leave linear=True out"
-            )
+            fix = "leave linear=True out"
+            if given:
+                other = (
+                    "it is then a black box" if self._numpy else "give linear=True and shape=..."
+                )
+                fix = f"pass its exact adjoint, or leave adjoint= out ({other})"
             raise InputError(
                 f"|<A u, v> - <u, A* v>| / |A u||v| = {defect:.1g} for random u and v, above {limit:g}: "
                 f"{'adjoint= is not the adjoint of ' if given else 'not linear is '}{self._name}; {fix}"
