@@ -65,7 +65,9 @@ class Unknown(_Unbound):
 class PerRow(_Unbound):
     """A law with one parameter (B,) per measurement, whatever the rank of y."""
 
-    def __init__(self, make: Any, *parameters: Tensor) -> None:  # make: a class of laws
+    def __init__(
+        self, make: Callable[..., NoiseModel] | type[NoiseModel], *parameters: Tensor
+    ) -> None:
         self.make, self.parameters = make, parameters
 
     def bind(self, y: Tensor) -> NoiseModel:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -189,7 +189,7 @@ def test_the_reference_follows_x_and_the_weights(device: torch.device):
 
 
 def test_solvers_see_the_reward_in_data_units():
-    prior = ig.priors.GaussianField((3, 4, 4), torch.ones(4, 4))
+    prior = ig.priors.GaussianField((3, 4, 4))
     prior.scale, prior.shift = 0.5, 0.5
     x0 = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     log_prob, _, gradient = Problem(prior, reward=-2 * TotalVariation()).gradient(x0)
@@ -477,7 +477,7 @@ def test_training_mode_is_found(monkeypatch: pytest.MonkeyPatch):
 def test_a_network_without_gradient_is_found():
     reward = ClassLogProb(lambda x: x.detach().flatten(1), 2)
     assert failed(reward) == {"differentiable"}
-    prior = ig.priors.GaussianField(SHAPE, torch.ones(SHAPE[1:]))
+    prior = ig.priors.GaussianField(SHAPE)
     with pytest.raises(InputError, match="its gradient is None"):
         Problem(prior, reward=reward).gradient(images())
 
