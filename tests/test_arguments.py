@@ -145,7 +145,7 @@ class Counted(ig.Prior):
             "the class Poisson; pass an instance, Poisson",
         ),
         ({"device": 3}, "device is 3; expected"),
-        ({"condition": {"label": "cat"}}, "condition is a dict"),
+        ({"condition": {"label": "cat"}}, "condition 'label' is 'cat'; expected numbers"),
         ({"num_sample": 3}, r"solve has no argument 'num_sample'; did you mean 'num_samples'"),
         ({"sigmay": 3}, "solve has no argument 'sigmay'; did you mean 'sigma_y'"),
         ({"sed": 3}, "solve has no argument 'sed'; did you mean 'seed'"),
