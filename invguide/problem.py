@@ -135,7 +135,7 @@ class Problem(metaclass=Checked):
         self.prior, self.likelihood, self.reward = prior, likelihood, reward
         rows = 1 if likelihood is None else len(likelihood.y)
         self.condition = {
-            name: usable(_condition_rows(name, value, rows))
+            name: usable(_condition_rows(name, value, None if likelihood is None else rows))
             for name, value in (condition or {}).items()
         }
         self.counters = Counters()
@@ -203,7 +203,7 @@ class Problem(metaclass=Checked):
         return self._with(
             likelihood=likelihood,
             condition=condition,
-            origin=self.origin[index.cpu()],
+            origin=self.origin[index.cpu()] if likelihood else torch.zeros_like(index.cpu()),
             start=start,
             _gain=None,
         )
@@ -592,8 +592,8 @@ class Problem(metaclass=Checked):
         return all(p.differentiable for p in parts)
 
 
-def _condition_rows(name: str, value: Any, rows: int) -> Tensor:
-    """A condition in any plain form as one row per measurement: 3, [3, 5], np.int64(3), an array, a tensor."""
+def _condition_rows(name: str, value: Any, rows: int | None) -> Tensor:
+    """A condition in any plain form: 3, [3, 5], np.int64(3), an array, a tensor; one row per measurement, if any."""
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -601,6 +601,8 @@ def _condition_rows(name: str, value: Any, rows: int) -> Tensor:
             f"condition {name!r} is {value!r}; expected numbers: a tensor, an array, a list or one number"
         ) from error
     tensor = tensor[None] if tensor.ndim == 0 else tensor
+    if rows is None:
+        return tensor
     if len(tensor) == 1 and rows > 1:
         tensor = tensor.expand(rows, *tensor.shape[1:])
     if len(tensor) != rows:

@@ -221,11 +221,16 @@ def test_finished_calls_are_kept_beside_the_checkpoint(tmp_path: Path) -> None:
 # ---- whitened residuals
 
 
+class Phases(Operator):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.complex(x, 0.2 * x)
+
+
 def test_whitened_residuals_give_the_likelihood() -> None:
     """-|r|^2 / 2 is log p(y | x), for real and complex y, in normalised units, unknown entries left out."""
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.complex(x.flip(1), 0.3 * x)
-    likelihood = Likelihood(Identity(), y, 0.7)
+    likelihood = Likelihood(Phases(), y, 0.7)
     r = likelihood.whitened(x)
     assert r.shape == (3, 8)
     assert not r.is_complex()

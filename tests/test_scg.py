@@ -300,7 +300,8 @@ def test_blocks_raise_a_sum_further():
 
 
 def test_where_every_candidate_fails_the_sampler_is_unconditional():
-    problem = Problem(standard(), reward=ForwardOnly(lambda x: x[:, 0] < torch.inf))
+    candidates = ForwardOnly(lambda x: torch.full((len(x),), len(x) > 5))  # and not the samples
+    problem = Problem(standard(), reward=candidates)
     infos = []
     ours = driver.run(
         SCG(8, num_candidates=3),

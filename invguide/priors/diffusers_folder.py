@@ -74,11 +74,12 @@ def load_diffusers(
         MissingPackageError: diffusers is not installed.
     """
     place, *autoencoder = _parts(network_folder(folder))
+    kind, config = _kind(place), _config(place)  # a refusal comes before the weights
     told = {"predicts", "schedule"} <= settings.keys()
     return assemble(
         _model(place),
-        _kind(place),
-        _config(place),
+        kind,
+        config,
         None if told else _scheduler_config(place),
         _model(autoencoder[0]) if autoencoder else None,
         scaling(read_json(autoencoder[0] / "config.json")) if autoencoder else None,

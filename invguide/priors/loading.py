@@ -62,7 +62,7 @@ def load(
     """Return a prior; `invguide.load_prior` documents the arguments."""
     if isinstance(where, nn.Module):
         return _from_module(where, weights, entry, settings)
-    if not isinstance(where, (str, os.PathLike)):
+    if not isinstance(where, (str, os.PathLike)) and not is_pipeline(where):
         raise InputError(
             f"load_prior: {shown(where)} is no prior; expected its name, a file, a folder, the id of one on the hub, a "
             "network or a Prior"
