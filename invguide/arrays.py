@@ -29,6 +29,8 @@ def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
     if isinstance(value, Tensor):
         return _plain_tensor(value, dtype)
     if isinstance(value, (str, bytes, os.PathLike)):
+        if _is_number(value):
+            raise Refused("expected a number, without quotes")
         raise Refused(
             "expected its numbers: read the file first, such as numpy.asarray(PIL.Image.open(name)) / 255"
         )
@@ -37,6 +39,14 @@ def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
         return tensor if dtype is None else tensor.to(dtype)
     tensor = torch.from_numpy(_native(_as_array(value)))
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def _is_number(text: str | bytes | os.PathLike[str]) -> bool:
+    try:
+        float(os.fsdecode(text))
+    except ValueError:
+        return False
+    return True
 
 
 def _plain_tensor(value: Tensor, dtype: torch.dtype | None) -> Tensor:

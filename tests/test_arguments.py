@@ -83,6 +83,7 @@ def test_a_picture_of_pil_is_a_measurement_in_zero_to_one():
         (Y[0].movedim(0, -1), r"channels come first, .* pass np\.moveaxis\(y, -1, 0\)\[None\]"),
         (Y[:, :1], r"take ig\.priors\.Grey\(prior\)"),
         ("photo.png", "read the file first, such as numpy.asarray"),
+        ("0.05", "a number, without quotes"),
         (np.array(["a"]), "expected numbers, not values of the type <U1"),
         (Y.to_sparse(), "expected a dense tensor"),
         (None, "y is None; expected a tensor or array"),
