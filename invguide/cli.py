@@ -282,7 +282,7 @@ def restore(
     solver: Annotated[
         str,
         typer.Option(
-            help="`invguide solvers` lists them; auto: HQS for one sample, DPS for several."
+            help="`invguide solvers` lists them; auto: a point estimate for one sample, a sampler for several."
         ),
     ] = "auto",
     prior: PriorName = "natural",

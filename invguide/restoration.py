@@ -50,6 +50,7 @@ from invguide.priors.precision import try_half
 from invguide.problem import Problem
 from invguide.report import write_pictures
 from invguide.result import Result, strict_json
+from invguide.run_file import write_whole
 from invguide.solver import Solver
 from invguide.tasks import Options, Task, find_task, to_grey
 from invguide.transparency import visible, without_hidden_colours
@@ -846,6 +847,4 @@ def _remove_old(out: Path) -> None:
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write strict JSON (no NaN) in one go."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(strict_json(manifest) + "\n", "utf-8")
-    os.replace(temporary, path)
+    write_whole(path, f"{strict_json(manifest)}\n".encode(), lasting=False)

@@ -186,14 +186,13 @@ class EnKG(Solver[EnKGState]):
 
     def rollout_levels(self, problem: Problem, k: int) -> Sequence[float]:
         """Levels of a roll-out at step k: those that the run itself has still to go through, or fewer."""
-        whole = problem.all_levels(self.schedule, self.num_steps)[k:]
-        if self.rollout_divisor is None:
-            steps = len(whole) - 1
-        else:
-            steps = 1 + (self.num_steps - k) // self.rollout_divisor
-        steps = min(steps, self.rollout_max or steps)
-        own = self.rollout_divisor is None and steps == len(whole) - 1
-        return whole if own else roll_out_levels(problem, whole[0], steps)
+        left = problem.all_levels(self.schedule, self.num_steps)[k:]
+        steps, divisor = len(left) - 1, self.rollout_divisor
+        most = self.rollout_max or self.num_steps
+        if divisor is None and steps <= most:
+            return left
+        steps = steps if divisor is None else 1 + (self.num_steps - k) // divisor
+        return roll_out_levels(problem, left[0], min(steps, most))
 
     def strength(self, k: int) -> float:
         """Size of one update of step k where it is normalised, else the weight that it gives to the measurement."""

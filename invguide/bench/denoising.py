@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from invguide.api import choose_solver, load_prior, make_solver
-from invguide.bench.protocol import DENOISE, Cells, Protocol, average, columns
+from invguide.api import choose_solver, make_solver
+from invguide.bench.protocol import DENOISE, Cells, Protocol, average, columns, load_in
 from invguide.bench.restoration import (
     TV,
     Figures,
@@ -77,9 +77,7 @@ def denoise(
         raise InputError(f"levels are {list(levels)}; expected numbers above 0, up to 255 (white)")
     folder = None if out is None else Path(out)
     protocols = [Protocol(Path(data), size, photos, level / 255, seed) for level in levels]
-    loaded = load_prior(prior)
-    if precision != loaded.precision:
-        loaded.optimise(precision)
+    loaded = load_in(prior, precision)
 
     def run(solver: Solver[Any]) -> list[Figures]:
         return [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invguide import driver as driver_module
 from invguide.api import load_prior
-from invguide.devices import resolve_device
+from invguide.devices import now, resolve_device
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur
@@ -29,11 +29,7 @@ SIGMA_Y = 0.05
 
 def clock(device: torch.device) -> float:
     """Seconds: of this process's CPU time on the CPU, so that other processes do not count; else wall time."""
-    if device.type == "cpu":
-        return time.process_time()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if device.type == "cpu" else now(device)
 
 
 def timed(device: torch.device, function: Callable[[], object]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.api import load_prior
 from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
 from invguide.metrics import calibration, crps, psnr, ssim
 from invguide.operators import HDR, GaussianBlur, Identity, Inpainting, MotionBlur, SuperResolution
+from invguide.prior import Prior
 from invguide.rng import Noise
+from invguide.run_file import write_whole
 
 # Name as printed -> operator for images of this shape.
 TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
@@ -38,6 +40,12 @@ OPERATORS: dict[str, Callable[[tuple[int, ...]], Operator]] = {
     "motion deblur": lambda shape: MotionBlur(length=9, angle=30),
     "HDR": lambda shape: HDR(gain=HDR_GAIN),
 }
+
+
+def load_in(prior: str | Prior, precision: str) -> Prior:
+    """Return a prior, or that of this name, with its network in "fp32", "bf16" or "fp16"."""
+    loaded = load_prior(prior)
+    return loaded if precision == loaded.precision else loaded.optimise(precision)
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
@@ -147,9 +155,8 @@ class Cells:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"identity": self.identity, "photos": self.cells}), "utf-8")
-        os.replace(part, self.path)
+        content = json.dumps({"identity": self.identity, "photos": self.cells})
+        write_whole(self.path, content.encode(), lasting=False)
 
 
 def columns(figures: list[dict[str, Any]], name: str, first: bool = False) -> Iterator[float]:

@@ -13,8 +13,17 @@ from typing import Any
 import torch.nn.functional as F
 
 from invguide import driver
-from invguide.api import choose_solver, load_prior, make_solver
-from invguide.bench.protocol import HDR_GAIN, TASKS, Cells, Protocol, average, check_tasks, columns
+from invguide.api import choose_solver, make_solver
+from invguide.bench.protocol import (
+    HDR_GAIN,
+    TASKS,
+    Cells,
+    Protocol,
+    average,
+    check_tasks,
+    columns,
+    load_in,
+)
 from invguide.bench.tv import restore_tv
 from invguide.errors import InputError
 from invguide.forward_operator import LinearOperator
@@ -75,9 +84,7 @@ def restore(
     tv = tv and all(isinstance(protocol.operator(t), LinearOperator) for t in tasks)
     if tv:
         methods[TV] = {t: best_tv(protocol, t, folder, progress) for t in tasks}
-    loaded = load_prior(prior) if solvers else None
-    if loaded is not None and precision != loaded.precision:
-        loaded.optimise(precision)
+    loaded = load_in(prior, precision) if solvers else None
     entries = [_parse(entry, samples) for entry in solvers]
     automatic = ""
     for entry, count in entries:

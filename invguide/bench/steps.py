@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from invguide.api import load_prior
-from invguide.bench.protocol import TASKS, Protocol, average, check_tasks
+from invguide.bench.protocol import TASKS, Protocol, average, check_tasks, load_in
 from invguide.bench.restoration import degraded, resolve, run_solver
 from invguide.errors import InputError
 from invguide.prior import Prior
@@ -56,9 +55,8 @@ def steps(
     check_tasks(tasks)
     if not numbers or min(numbers) < 1:
         raise InputError(f"numbers of steps are {list(numbers)}; expected some, all at least 1")
-    protocol, loaded = Protocol(Path(data), size, photos, noise, seed), load_prior(prior)
-    if precision != loaded.precision:
-        loaded.optimise(precision)
+    protocol = Protocol(Path(data), size, photos, noise, seed)
+    loaded = load_in(prior, precision)
     folder = None if out is None else Path(out)
     rows, figures = [], {}
     for task in tasks:

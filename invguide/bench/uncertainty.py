@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from invguide.api import load_prior, make_solver
-from invguide.bench.protocol import TASKS, Protocol, average, check_tasks
+from invguide.api import make_solver
+from invguide.bench.protocol import TASKS, Protocol, average, check_tasks, load_in
 from invguide.bench.restoration import run_solver
 from invguide.errors import InputError
 from invguide.prior import Prior
@@ -44,9 +44,7 @@ def calibration(
         raise InputError(f"samples is {samples}; the spread takes at least 2")
     check_tasks(tasks)
     protocol = Protocol(Path(data), size, photos, noise, seed)
-    loaded, method = load_prior(prior), make_solver(solver)
-    if precision != loaded.precision:
-        loaded.optimise(precision)
+    loaded, method = load_in(prior, precision), make_solver(solver)
     folder = None if out is None else Path(out)
     exact = expected_coverage(samples)
     rows: list[tuple[str, ...]] = []

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from invguide.devices import now
 from invguide.prior import per_sample
 from invguide.priors.known_images import known_images
 
@@ -135,12 +137,4 @@ def _measure(
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    if device.type == "cpu":
-        return time.process_time
-
-    def synchronised() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return synchronised
+    return time.process_time if device.type == "cpu" else partial(now, device)

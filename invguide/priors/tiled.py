@@ -71,8 +71,6 @@ class Tiled(WrappedPrior):
         for name, size in (("tile", tile), ("overlap", self.overlap)):
             if size is not None and size % self.multiple:
                 raise InputError(f"{name} is {size}; expected a multiple of {self.multiple}")
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1")
         self.batch_size = batch_size
         self._trial: Trial | None = None
 
