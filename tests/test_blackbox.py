@@ -28,6 +28,7 @@ import invguide as ig
 from invguide.blackbox import Ledger, Member
 from invguide.blackbox.cache import Cache
 from invguide.blackbox.command import FORMATS, read, write
+from invguide.blackbox.workers import Threads
 from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, RunError, ShapeError
 
@@ -896,6 +897,20 @@ def test_an_interrupt_ends_commands(workers: int | None, own_tmp: Path, sleep: s
     assert leftovers() == before
     assert sleep not in [command for _, command in processes()]
     assert set(states(box)) == {"stopped"}
+
+
+def test_a_thread_that_its_pool_does_not_know_is_waited_for(own_tmp: Path, sleep: str):
+    """As an interrupt leaves one, between the start of the thread and its registration."""
+    before = leftovers()
+    command = ig.Command(f"sh -c 'echo > started; {sleep}' {{input}} {{output}}")
+    pool = Threads(1, command)
+    future = pool.submit(X[0].numpy())
+    while not list(own_tmp.glob("invguide-*/started")):
+        time.sleep(0.01)
+    pool.executor._threads = set()
+    pool.close()
+    assert leftovers() == before
+    assert "stopped with the run" in future.result()[2]
 
 
 def test_failed_folders_are_kept_on_demand(own_tmp: Path):

@@ -13,6 +13,7 @@ import hashlib
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ from invguide.blackbox import work
 from invguide.blackbox.strays import end_strays, mark
 from invguide.errors import BlackBoxError, InputError
 
+POLL = 0.01  # seconds, while threads end
 UNKNOWN_CAPACITY = 64
 
 
@@ -117,7 +119,8 @@ class Threads(Here):
 
     def __init__(self, count: int, command: Callable[..., Any]) -> None:
         self.capacity = count
-        self.executor = ThreadPoolExecutor(count, thread_name_prefix="invguide")
+        self.name = f"invguide-{id(self)}"
+        self.executor = ThreadPoolExecutor(count, thread_name_prefix=self.name)
         self.stopped = threading.Event()
         super().__init__(partial(work.run, partial(command, stopped=self.stopped), ["array"]))
 
@@ -127,6 +130,9 @@ class Threads(Here):
     def close(self) -> None:
         self.stopped.set()
         self.executor.shutdown(wait=True, cancel_futures=True)
+        # An interrupt between the start of a thread and its registration leaves one that the executor does not know.
+        while any(thread.name.startswith(f"{self.name}_") for thread in threading.enumerate()):
+            time.sleep(POLL)
 
 
 class _Worker(NamedTuple):
