@@ -99,6 +99,35 @@ def bench_denoise(
     print(run(data, **settings, seed=seed, device=device))
 
 
+@command("photons", bench)
+def bench_photons(
+    data: Data,
+    size: Size = 128,
+    photos: Photos = 28,
+    count: Annotated[
+        list[float] | None,
+        typer.Option(help="Mean photons of bright parts; may be given several times [5, 20]."),
+    ] = None,
+    prior: PriorName = "natural",
+    precision: Precision = "fp32",
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Further rows, such as DPS; may be given several times [HQS]."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Per photo, of samplers: their mean.")] = 4,
+    out: Kept = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Denoise photos of few photons on black, also with CBM3D after the Anscombe transform."""
+    from invguide.bench import photons as run
+
+    settings: dict[str, Any] = {"size": size, "photos": photos, "prior": prior}
+    settings |= {"precision": precision, "samples": samples, "out": out}
+    settings |= _given(counts=count, solvers=solver)
+    print(run(data, **settings, seed=seed, device=device))
+
+
 @command("calibration", bench)
 def bench_calibration(
     data: Data,

@@ -328,6 +328,19 @@ def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float |
     return scale
 
 
+def multiple_of_identity(operator: Operator, x: Tensor) -> float | None:
+    """Return c > 0 where A x = c x, to rounding, on a random signal like x (1, *shape); else None. One call."""
+    source = torch.Generator().manual_seed(0)
+    probe = torch.rand(x.shape, generator=source, dtype=x.dtype).to(x.device)
+    image = operator(probe)
+    if image.shape != probe.shape or image.is_complex():
+        return None
+    scale = float(inner(probe.double(), image.double()) / norm(probe.double()) ** 2)
+    error = norm(image.double() - scale * probe.double())
+    allowed = 100 * torch.finfo(x.dtype).eps * scale * norm(probe.double())
+    return scale if 0 < scale < float("inf") and bool((error <= allowed).all()) else None
+
+
 def check_batch(operator: Operator, x: Tensor, y: Tensor) -> None:
     """Raise ShapeError unless the operator kept the batch axis."""
     tensor = isinstance(y, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]  (users return anything)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
-from invguide.noise_counts import Poisson, PoissonGaussian
+from invguide.noise_counts import CountingLaw, Poisson, PoissonGaussian
 from invguide.noise_covariance import CorrelatedGaussian, LowRankGaussian
 from invguide.noise_model import GaussianLaw, NoiseModel, fitted, number
 from invguide.noise_tails import Laplace, Rician, StudentT
@@ -21,6 +21,7 @@ from invguide.truncated_normal import log_mass, standard_mean
 
 __all__ = [
     "CorrelatedGaussian",
+    "CountingLaw",
     "Gaussian",
     "GaussianLaw",
     "Laplace",

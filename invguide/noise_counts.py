@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,59 @@ SUMMED = 2.0  # counts; of reading noise, below which counts are summed over and
 REACH = 6.0  # standard deviations of the reading noise, of the counts that are summed over
 
 
-class Poisson(NoiseModel):
+class CountingLaw(NoiseModel):
+    """What laws of counts share: a transform after which their noise is nearly Gaussian, of standard deviation 1.
+
+    The generalised Anscombe transform and the closed form of its exact unbiased inverse: Makitalo and Foi 2013,
+    "Optimal inversion of the generalized Anscombe transformation for Poisson-Gaussian noise", doi
+    10.1109/TIP.2012.2202675, eqs. 1 and 9.
+    """
+
+    gain: Tensor
+
+    def reading(self) -> Tensor | float:
+        """Standard deviation of the noise of the reading, in counts."""
+        return 0.0
+
+    def stabilise(self, y: Tensor) -> Tensor:
+        """2 sqrt(k + 3/8 + r^2) of k = y / gain counts read with noise r; 0 where the root is of less than 0."""
+        return 2 * (y / self.gain + 0.375 + self.reading() ** 2).clamp_min(0.0).sqrt()
+
+    def unstabilise(self, z: Tensor) -> Tensor:
+        """The A x at which z is the expectation of `stabilise(y)`, at least 0."""
+        z, root = z.clamp_min(2 * 0.375**0.5), 1.5**0.5
+        counts = z**2 / 4 + root / (4 * z) - 11 / (8 * z**2) + 5 * root / (8 * z**3) - 0.125
+        return self.gain * (counts - self.reading() ** 2).clamp_min(0.0)
+
+    @property
+    def even(self) -> bool:
+        """Whether each measurement has one gain, and one noise of the reading."""
+        return all(getattr(self, name)[0].numel() == 1 for name in self.tensors)
+
+
+class Counts(NamedTuple):
+    """A picture that was counted itself, in normalised units with noise of one level, and the way back."""
+
+    law: CountingLaw
+    scale: float  # A x = scale * x
+    dark: Tensor  # what a black signal becomes, (B, 1, ...)
+    half: Tensor  # half of the way from there to a white one
+
+    @property
+    def level(self) -> Tensor:
+        """The noise of `stabilise(y)`, (B,), normalised units."""
+        return 1 / self.half.flatten()
+
+    def stabilise(self, y: Tensor) -> Tensor:
+        """Of black signals -1, of white ones 1."""
+        return (self.law.stabilise(y) - self.dark) / self.half - 1
+
+    def unstabilise(self, z: Tensor) -> Tensor:
+        """Signals in data units."""
+        return self.law.unstabilise((z + 1) * self.half + self.dark) / self.scale
+
+
+class Poisson(CountingLaw):
     """y = gain * Poisson(A x / gain): counts scaled back to the units of A x.
 
     Exact for rates of 0.01 counts and more. Below, where solvers come and measurements do not, log rate goes on as its
@@ -64,7 +117,7 @@ class Poisson(NoiseModel):
         return ((y - predicted) / self.sigma(predicted, y)) ** 2 + lacking
 
 
-class PoissonGaussian(NoiseModel):
+class PoissonGaussian(CountingLaw):
     """y = gain * Poisson(A x / gain) + sigma_y n: photons, and the noise of reading them out.
 
     Where sigma_y is at most 2 gains, the density is summed over the counts within 6 sigma_y of y. Above, counts are
@@ -98,6 +151,9 @@ class PoissonGaussian(NoiseModel):
             raise InputError("PoissonGaussian: y is complex; expected real values")
         gain, sigma = (fitted(v, y, "PoissonGaussian") for v in (self.gain, self.sigma_y))
         return self._with(gain=gain, sigma_y=sigma)
+
+    def reading(self) -> Tensor:
+        return self.sigma_y / self.gain
 
     def log_density(self, predicted: Tensor, y: Tensor) -> Tensor:
         rate, counts, spread = predicted / self.gain, y / self.gain, self.sigma_y / self.gain

@@ -58,6 +58,8 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
     if num_samples is None or num_samples == 1:
         yield Choice(s.ExactPosterior(draw=False), f"{closed}, its mean")
         yield Choice(s.PosteriorMean(), "y is the signal with noise: the prior's own denoiser")
+        reason = "counts of the picture itself: the prior's own denoiser, their noise made even"
+        yield Choice(s.Anscombe(), reason)
         if problem.linear and problem.reward is None:
             steps = _hqs_steps(problem)
             yield Choice(s.HQS(num_steps=steps), "linear operator, one answer: best in PSNR")

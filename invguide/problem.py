@@ -14,9 +14,17 @@ from torch import Tensor
 from invguide.arguments import Checked
 from invguide.data_size import SharedSize, measured_size, of_first
 from invguide.errors import InputError, InvguideError, RunError, ShapeError
-from invguide.forward_operator import LinearOperator, Operator, inner, norm, orthonormal_scale
+from invguide.forward_operator import (
+    LinearOperator,
+    Operator,
+    inner,
+    multiple_of_identity,
+    norm,
+    orthonormal_scale,
+)
 from invguide.likelihood import Likelihood
-from invguide.noise import Gaussian, GaussianLaw
+from invguide.noise import CountingLaw, Gaussian, GaussianLaw
+from invguide.noise_counts import Counts
 from invguide.prior import Prior, per_sample
 from invguide.proximal import ACCURACY, proximal
 from invguide.reward import Reward, terms
@@ -559,6 +567,29 @@ class Problem(metaclass=Checked):
     def whole_signal_level(self) -> Tensor:
         """The same, but at least the least level that the prior knows."""
         return self.whole_signal_noise().clamp_min(self.prior.sigma_min)
+
+    @property
+    def counts(self) -> Counts | None:
+        """How to even out the noise of y, where that counts a picture itself with one gain per measurement."""
+        likelihood, prior = self.likelihood, self.prior
+        if likelihood is None or likelihood.masked or self.reward is not None or not self.linear:
+            return None
+        law = likelihood.noise
+        if not isinstance(law, CountingLaw) or not law.even:
+            return None
+        if not (prior.symmetric and prior.affine and prior.shift + prior.scale > 0):
+            return None
+        x = torch.empty(1, *self.data_shape, dtype=self.y.dtype, device=self.y.device)
+        with torch.no_grad():
+            c = multiple_of_identity(likelihood.operator.rows(torch.tensor([0])), x)
+        if c is None:
+            return None
+        dark, bright = (
+            law.stabilise(0 * law.gain + c * max(0.0, prior.shift + side * prior.scale))
+            for side in (-1, 1)
+        )
+        half = (bright - dark) / 2
+        return Counts(law, c, dark, half) if bool((1 / half <= prior.sigma_max).all()) else None
 
     @property
     def closed_form(self) -> bool:

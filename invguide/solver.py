@@ -35,6 +35,7 @@ class Requires:
             `ensemble_size`, and its rows all belong to one measurement.
         gaussian: Needs Gaussian noise, of any covariance.
         orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior valid at it.
+        counts: Needs a picture that was counted itself: Poisson or PoissonGaussian noise of one gain, A x = c x.
         closed_form: Needs a prior with a `posterior` of its own.
         weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
             to none of them would be left. "auto" looks at this.
@@ -49,6 +50,7 @@ class Requires:
     ensemble: bool = False
     gaussian: bool = False
     orthonormal: bool = False
+    counts: bool = False
     closed_form: bool = False
     weighs: bool = False
 
@@ -161,6 +163,11 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
             missing.append(
                 "needs a prior whose posterior is known in closed form (a Gaussian, a mixture)"
             )
+    if requires.counts and problem.linear and problem.counts is None:
+        missing.append(
+            "needs counts of a picture itself: Poisson or PoissonGaussian noise with one gain per measurement, no "
+            "pixel missing, and a prior of pictures (`symmetric`)"
+        )
     if requires.residuals and problem.likelihood is not None and not problem.has_residuals:
         missing.append(
             f"needs the standard deviation of the noise, and {type(problem.likelihood.noise).__name__} tells none"

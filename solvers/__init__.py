@@ -3,6 +3,7 @@
 if __name__ != "invguide.solvers":
     raise ImportError("import this package as 'invguide.solvers'")
 
+from invguide.solvers.anscombe import Anscombe
 from invguide.solvers.dflow import DFlow
 from invguide.solvers.diffpir import DiffPIR
 from invguide.solvers.doodl import DOODL
@@ -35,6 +36,7 @@ __all__ = [
     "EKI",
     "HQS",
     "SCG",
+    "Anscombe",
     "DFlow",
     "DPSZerothOrder",
     "DiffPIR",

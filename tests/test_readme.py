@@ -17,6 +17,7 @@ import invguide.solvers
 from invguide import Likelihood, Problem, driver
 from invguide.cli import app
 from invguide.edit_reward import EditReward
+from invguide.noise import Poisson
 from invguide.operators import Identity
 from invguide.priors import Gaussian, from_network
 from invguide.rewards import FeatureReward, Motion
@@ -203,6 +204,9 @@ def example(requires: Requires) -> Problem:
         prior = Gaussian(torch.zeros(1, 2, 2), torch.eye(4))
         return Problem(prior, reward=Motion(torch.rand(1, 2, 2), torch.ones(2, 2, 2)))
     prior = Gaussian([0.0, 0.0], torch.eye(2))
+    if requires.counts:
+        prior.symmetric = True
+        return Problem(prior, Likelihood(Identity(), torch.ones(1, 2), Poisson(0.2)))
     return Problem(prior, Likelihood(Identity(), torch.zeros(1, 2), 0.5))
 
 

@@ -11,6 +11,7 @@ from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
 from invguide.bench.noise_levels import noise
 from invguide.bench.overhead import driver
+from invguide.bench.photon_counts import photons
 from invguide.bench.physics import physics
 from invguide.bench.restoration import restore
 from invguide.bench.speed import priors
@@ -30,6 +31,7 @@ __all__ = [
     "mixtures",
     "noise",
     "peers",
+    "photons",
     "physics",
     "priors",
     "restore",
