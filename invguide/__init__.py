@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from invguide.renamed import keep_old_names
+
 if TYPE_CHECKING:
     from invguide import adjoint, noise, priors, rewards
     from invguide.adapters import as_operator, to_deepinv
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from invguide.solver import Solver
 
 # Where names come from when they are first asked for: the command line answers `--help` without torch.
-_MODULES = ("adjoint", "driver", "errors", "noise", "operators", "priors", "rewards", "solvers")
+_MODULES = (
+    "adjoint", "bench", "driver", "errors", "noise", "operators", "priors", "rewards", "solvers", "verify",
+)  # fmt: skip
 _HOME = {
     "BlackBox": "blackbox",
     "Command": "blackbox",
@@ -85,4 +89,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES, "__version__"})
+    return sorted({*__all__, *_MODULES, "__version__"})
+
+
+keep_old_names()

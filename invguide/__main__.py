@@ -1,6 +1,6 @@
 """`python -m invguide` is the command `invguide`."""
 
-from invguide.cli import main
+from invguide.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -13,21 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from invguide import driver
-from invguide.arguments import check, checked, shown
+from invguide.arguments.checks import checked
+from invguide.arguments.checks import check, shown
+from invguide.arguments.rules import Array, Count, Shape
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel
+from invguide.numerics.trial import adjoint_defect, adjoint_limit
 from invguide.policy import choose
 from invguide.prior import Prior
-from invguide.problem import GREY, Problem
+from invguide.problem.problem import GREY, Problem
 from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
-from invguide.rules import Array, Count, Shape
 from invguide.solver import Solver
-from invguide.surroundings import outside_inference, thaw
-from invguide.trial import adjoint_defect, adjoint_limit
+from invguide.system.surroundings import outside_inference, thaw
 
 
 @checked
@@ -55,7 +56,7 @@ def load_prior(
         entry: Which part of a file, where it holds several networks ("ema", "model", ...); by default the
             averaged one.
         check: Whether a network of pictures is tried on a photograph, under the declared convention and others
-            (`invguide.priors.doctor`); or the clean signals to try it on, (N, *shape) in data units.
+            (`invguide.priors.doctor.examine`); or the clean signals to try it on, (N, *shape) in data units.
         settings: What the file or network does not tell: preset=, num_heads=, num_head_channels= and qkv_order= of
             guided-diffusion networks; precondition= of EDM's; autoencoder= of EDM2's latent ones; predicts=, schedule=,
             shape=, data_range=, ... of `from_network`.
@@ -66,11 +67,11 @@ def load_prior(
         CheckpointError: The file is damaged, unsafe to read, or does not fit: no weight is left at random.
         MissingPackageError: diffusers is needed and not installed.
     """
-    from invguide.priors.deepinv_denoiser import is_deepinv
-    from invguide.priors.doctor import check_loaded
-    from invguide.priors.loading import load
+    from invguide.priors.checkpoints.deepinv import is_deepinv
+    from invguide.priors.checkpoints.loading import load
+    from invguide.priors.doctor.examine import check_loaded
     from invguide.priors.network import NetworkPrior
-    from invguide.priors.unet import UNet
+    from invguide.priors.networks.unet import UNet
 
     prior = load(where, weights=weights, entry=entry, **settings)
     if check is False or isinstance(where, Prior) or not isinstance(prior, NetworkPrior):
@@ -191,7 +192,7 @@ def solve(
         init_noise=init_noise,
     )
     if truth is not None:
-        from invguide.metrics import check_truth
+        from invguide.diagnostics.metrics import check_truth
 
         assert isinstance(truth, Tensor)  # as its annotation is converted
         truth = check_truth(truth, (problem.num_measurements, *problem.data_shape))
@@ -202,7 +203,7 @@ def solve(
     result.residual = _residual(problem.likelihood, result)
     result.reward = _reward_of(problem, result)
     if truth is not None:
-        from invguide.metrics import compare
+        from invguide.diagnostics.metrics import compare
 
         result.metrics = compare(result, truth)
     return result
@@ -227,8 +228,8 @@ def prepare(
     init_noise: float | None = None,
 ) -> tuple[Solver[Any], Problem, str]:
     """Return what `solve` with these arguments hands to the driver, checked, and why "auto" took this solver."""
-    from invguide.adapters import as_operator
-    from invguide.deepinv_physics import DeepinvStack
+    from invguide.adapters.deepinv import DeepinvStack
+    from invguide.adapters.operators import as_operator
 
     prior = load_prior(prior)
     operator = as_operator(operator)

@@ -16,25 +16,25 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.arguments import checked
-from invguide.checkpoint import save_checkpoint
-from invguide.data_size import SharedSize
-from invguide.devices import chunk_size, out_of_memory, resolve_devices
+from invguide.arguments.checks import checked
+from invguide.arguments.rules import Count, FloatType
+from invguide.engine.checkpoint import save_checkpoint
+from invguide.engine.identity import Identity, check_trust, run_identity, versions
+from invguide.engine.inspection import Inspector, target_name
+from invguide.engine.run_state import Chunk, Progress, restored
 from invguide.errors import DivergenceError
-from invguide.forward_operator import InnerSolves, counted_solves
-from invguide.identity import Identity, check_trust, run_identity, versions
-from invguide.inspection import Inspector, target_name
-from invguide.problem import Counters, Problem
-from invguide.progress import progress_bar
+from invguide.numerics.linear import InnerSolves, counted_solves
+from invguide.problem.data_size import SharedSize
+from invguide.problem.problem import Counters, Problem
+from invguide.problem.seen import Seen
 from invguide.result import Result
 from invguide.rng import Noise
-from invguide.rules import Count, FloatType
-from invguide.run_file import only_run, sweep
-from invguide.run_state import Chunk, Progress, restored
-from invguide.seen import Seen
 from invguide.solver import Solver, check_compatible, sample_count
-from invguide.surroundings import outside_inference, thaw
-from invguide.threads import warn_if_spinning
+from invguide.system.devices import chunk_size, out_of_memory, resolve_devices
+from invguide.system.progress import progress_bar
+from invguide.system.run_file import only_run, sweep
+from invguide.system.surroundings import outside_inference, thaw
+from invguide.system.threads import warn_if_spinning
 
 
 class StepReport(NamedTuple):
@@ -94,7 +94,7 @@ def run(
     Raises:
         CompatibilityError: Solver and problem do not fit (before any network call).
         DivergenceError: A sample became non-finite or left the data by orders of magnitude, or ends too large for a
-            clean signal and as a worse answer than none (`invguide.divergence`). Samples that are merely odd are
+            clean signal and as a worse answer than none (`invguide.engine.divergence`). Samples that are merely odd are
             returned, with a line in `Result.warnings`.
         CheckpointError: The checkpoint is damaged, belongs to other settings or is in use; or it cannot be written,
             which is tried before the first network call.

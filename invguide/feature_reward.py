@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError
-from invguide.features import Recorded, find_modules, record
+from invguide.numerics.hooks import Recorded, find_modules, record
 from invguide.prior import Prior
 from invguide.reward import Reward, as_scores
 

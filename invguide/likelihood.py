@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from invguide.arguments import Checked
-from invguide.arrays import as_tensor
+from invguide.arguments.arrays import as_tensor
+from invguide.arguments.checks import Checked
+from invguide.arguments.rules import Batch
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, check_batch
 from invguide.noise import Gaussian, LogDensity, NoiseModel
-from invguide.rules import Batch
-from invguide.surroundings import usable
-from invguide.trial import gradient_fault
+from invguide.numerics.trial import gradient_fault
+from invguide.system.surroundings import usable
 
 
 class Likelihood(metaclass=Checked):

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from invguide.api import prepare
-from invguide.arguments import checked
-from invguide.data_size import measuring_calls
-from invguide.devices import chunk_size, now, out_of_memory
+from invguide.arguments.checks import checked
+from invguide.arguments.rules import Count, FloatType
 from invguide.driver import lay_out
-from invguide.memory import peak_memory
 from invguide.prior import Prior
-from invguide.priors.tiled import Tiled, Trial
-from invguide.problem import Counters, Problem
+from invguide.priors.wrappers.tiled import Tiled, Trial
+from invguide.problem.data_size import measuring_calls
+from invguide.problem.problem import Counters, Problem
 from invguide.rng import Noise
-from invguide.rules import Count, FloatType
 from invguide.solver import Solver
+from invguide.system.devices import chunk_size, now, out_of_memory
+from invguide.system.memory import peak_memory
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from invguide.errors import CompatibilityError
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.solver import Solver, misfits
 
 SMALLEST_ENSEMBLE = 32  # for fewer samples, a method that draws them one by one

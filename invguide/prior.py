@@ -10,14 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invguide.arguments import Checked
+from invguide.arguments.checks import Checked
 from invguide.errors import InputError
-
-
-def per_sample(value: Tensor | float, x: Tensor) -> Tensor:
-    """Shape a scalar or (B,) value so that it broadcasts over the samples of x (B, *shape)."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    return value if value.ndim == 0 else value.reshape(-1, *(1,) * (x.ndim - 1))
+from invguide.numerics.linear import per_sample
 
 
 def denoise_at(

@@ -131,7 +131,7 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Write samples.npy, mean.npy, std.npy, chi2.npy, manifest.json, and for images the PNGs and panel.png."""
-        from invguide.report import write_pictures
+        from invguide.images.panel import write_pictures
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

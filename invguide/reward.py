@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide.arguments import Checked, check, checked
+from invguide.arguments.checks import checked
+from invguide.arguments.checks import Checked, check
+from invguide.arguments.rules import Number
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import Operator
-from invguide.rules import Number
-from invguide.trial import RAISES, gradient_fault
+from invguide.numerics.trial import RAISES, gradient_fault
 
 if TYPE_CHECKING:
-    from invguide.certificate import Certificate
+    from invguide.diagnostics.operator import Certificate
 
 
 class Reward(metaclass=Checked):
@@ -53,7 +54,7 @@ class Reward(metaclass=Checked):
         quiet: bool = False,
     ) -> Certificate:
         """Examine the reward on clean signals x (B, *shape), or random ones of `shape`; print and return a table."""
-        from invguide.reward_certificate import certify_reward
+        from invguide.diagnostics.reward import certify_reward
 
         certificate = certify_reward(self, shape=shape, x=x, seed=seed)
         if not quiet:
@@ -141,7 +142,7 @@ def as_reward(value: Any, differentiable: bool | None = None) -> Reward:
         >>> as_reward(lambda x: -x.square().mean((1, 2, 3)))(torch.ones(2, 1, 4, 4))
         tensor([-1., -1.])
     """
-    from invguide.function_reward import FunctionReward
+    from invguide.adapters.rewards import FunctionReward
 
     if isinstance(value, (Reward, Operator)):
         if differentiable not in (None, value.differentiable):
@@ -245,3 +246,15 @@ def as_scores(value: Any, x: Tensor, name: str) -> Tensor:
     if scores.is_complex():
         raise InputError(f"{name} returned complex numbers; expected real ones")
     return scores.to(x)
+
+
+class EditReward(Reward):
+    """A reward that knows the picture that is edited.
+
+    Attributes:
+        source: The picture (*shape), data units.
+        edit_mask: Where it may change, 1, and where it must not, 0; in between, by how much. Broadcasts to the picture.
+    """
+
+    source: Tensor
+    edit_mask: Tensor

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide.arrays import Refused, as_tensor
+from invguide.arguments.arrays import Refused, as_tensor
+from invguide.arguments.rules import Number, Rule
 from invguide.errors import InputError, suggest
-from invguide.rules import Number, Rule
 
 SCHEDULES = ("karras", "exponential", "vp-linear", "cosine")
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from invguide.arguments import Checked
+from invguide.arguments.checks import Checked
+from invguide.arguments.rules import Count
 from invguide.errors import CompatibilityError, InputError
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward, terms
 from invguide.rng import Noise
-from invguide.rules import Count
 
 State = TypeVar("State")
 

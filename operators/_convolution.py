@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invguide.forward_operator import SVD, LinearOperator
-from invguide.prior import per_sample
+from invguide.numerics.linear import per_sample
 
 from ._images import check_images, check_kernel
 from ._separable import Padding, cached_eigenbasis, sandwich

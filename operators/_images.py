@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Number
 from invguide.errors import InputError, ShapeError
-from invguide.rules import Number
 
 
 def check_images(

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from torch import Tensor
 
+from invguide.arguments.rules import Items, Number
 from invguide.errors import InputError
 from invguide.forward_operator import SVD, LinearOperator
-from invguide.rules import Items, Number
 
 from ._images import check_images
 

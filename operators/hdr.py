@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Positive
 from invguide.forward_operator import Operator
-from invguide.rules import Positive
-from invguide.truncated_normal import log_mass_and_mean
+from invguide.numerics.truncated_normal import log_mass_and_mean
 
 from ._images import check_images, smooth_power
 

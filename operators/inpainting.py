@@ -7,10 +7,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from invguide.arguments import checked
+from invguide.arguments.checks import checked
+from invguide.arguments.rules import Count, CountOrNone, Items, Number
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import SVD, LinearOperator
-from invguide.rules import Count, CountOrNone, Items, Number
 
 from ._images import check_images
 

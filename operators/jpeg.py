@@ -6,8 +6,8 @@ from typing import Annotated
 
 from torch import Tensor
 
+from invguide.arguments.rules import Number
 from invguide.forward_operator import Operator
-from invguide.rules import Number
 
 from ._images import check_images
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Number, OneOf, Size
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator
-from invguide.rules import Number, OneOf, Size
 
 from ._images import check_images
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from invguide.rules import Number
+from invguide.arguments.rules import Number
 
 from ._convolution import Convolution
 from ._images import WIDEST

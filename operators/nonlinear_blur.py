@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from invguide.arguments.rules import Positive
 from invguide.forward_operator import Operator
-from invguide.rules import Positive
 
 from ._convolution import Convolution
 from ._images import smooth_power

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
+from invguide.arguments.rules import Number, Size
 from invguide.errors import ShapeError
-from invguide.rules import Number, Size
 
 from ._separable import Filter, SeparableOperator
 

@@ -8,12 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Count
+from invguide.numerics.symmetry import SYMMETRIES, turn_back, turn_image
 from invguide.prior import denoise_at
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count
 from invguide.solver import Requires, Solver
-from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
 
 class AnscombeState(NamedTuple):

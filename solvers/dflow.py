@@ -8,19 +8,18 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.adjoint import guide_through
+from invguide.adjoint.symplectic import guide_through
+from invguide.arguments.rules import Count, NonNegative, OneOf
 from invguide.errors import InputError
-from invguide.forward_operator import inner, norm
-from invguide.lbfgs import newton_step, remember, shorten
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.numerics.lbfgs import newton_step, remember, shorten
+from invguide.numerics.linear import inner, norm, per_sample
+from invguide.numerics.tableaus import METHODS
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.tableaus import METHODS
 
 REGULARISERS = ("gaussian", "chi")
 ENOUGH = 1e-4  # share of the promised rise that a step must bring

@@ -8,10 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, Fraction, Positive
+from invguide.problem.problem import Problem
 from invguide.reverse import mix_noise
 from invguide.rng import Noise
-from invguide.rules import Count, Fraction, Positive
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 

@@ -8,12 +8,11 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.edict import choose_mixing, rollout_in
-from invguide.forward_operator import inner, norm
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.adjoint.edict import choose_mixing, rollout_in
+from invguide.arguments.rules import Count, NonNegative, Number, Positive, PositiveOrInfinite
+from invguide.numerics.linear import inner, norm, per_sample
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, Number, Positive, PositiveOrInfinite
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 
@@ -44,7 +43,7 @@ class DOODL(Solver[DOODLState]):
 
     Source:
         Wallace, Gokul, Ermon, Naik 2023, "End-to-end diffusion latent optimization improves classifier guidance",
-        arXiv 2303.13703, alg. 1; official code salesforce/DOODL. The chain: `invguide.edict`.
+        arXiv 2303.13703, alg. 1; official code salesforce/DOODL. The chain: `invguide.adjoint.edict`.
 
     Differences:
         The gradient has size 1, along the sphere, and the rate falls to zero, so that one setting does for every target

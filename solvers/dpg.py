@@ -8,7 +8,13 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.candidates import (
+from invguide.arguments.rules import Count, NonNegative, Number, OneOf, Positive, Several
+from invguide.numerics.linear import norm, per_sample
+from invguide.problem.problem import Problem
+from invguide.reverse import ddim
+from invguide.rng import Noise
+from invguide.sampling.step_size import open_variance
+from invguide.sampling.zeroth_order import (
     Seen,
     Slope,
     climb,
@@ -16,15 +22,8 @@ from invguide.candidates import (
     look_around,
     mean_direction,
 )
-from invguide.forward_operator import norm
-from invguide.prior import per_sample
-from invguide.problem import Problem
-from invguide.reverse import ddim
-from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, Number, OneOf, Positive, Several
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import open_variance
 
 WEIGHTS = ("adaptive", "official")
 

@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.prior import per_sample
-from invguide.problem import Guidance, Problem
+from invguide.arguments.rules import Count, NonNegative, OneOf
+from invguide.numerics.linear import per_sample
+from invguide.problem.problem import Guidance, Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf
+from invguide.sampling.step_size import guided_strength
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import guided_strength
 
 WEIGHTS = ("adaptive", "likelihood", "official")
 

@@ -8,15 +8,21 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.candidates import Slope, climb, denoise_with_vjp, look_around, mean_direction
+from invguide.arguments.rules import Count, NonNegative, OneOf, Positive, Several
 from invguide.errors import InputError
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf, Positive, Several
+from invguide.sampling.step_size import open_variance
+from invguide.sampling.zeroth_order import (
+    Slope,
+    climb,
+    denoise_with_vjp,
+    look_around,
+    mean_direction,
+)
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import open_variance
 
 DIFFERENCES = ("forward", "central")
 

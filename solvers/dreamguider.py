@@ -8,17 +8,16 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.augmentation import AUGMENTATIONS, DRAWS, augment
+from invguide.arguments.rules import Count, Items, NonNegative, OneOf
 from invguide.errors import InputError
-from invguide.forward_operator import norm
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.numerics.augmentation import AUGMENTATIONS, DRAWS, augment
+from invguide.numerics.linear import norm, per_sample
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, Items, NonNegative, OneOf
+from invguide.sampling.step_size import open_variance, share_to_top
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import open_variance, share_to_top
 
 
 class DreamguiderState(NamedTuple):
@@ -50,8 +49,8 @@ class Dreamguider(Solver[DreamguiderState]):
         The factor c is the share of the data's variance s^2 that level a leaves open, and the length in its unit that
         of clean data, s sqrt(dim): ours, as no code tells theirs. The best step, on the parabola through f at D and at
         the full step, is ours as well; without it, a likelihood is overshot at every level. The views are those of
-        `invguide.augmentation`, linear in D, drawn for each sample. They are off by default: they need a reward that
-        does not mind where in a picture things are, as classifiers and CLIP-like scorers do not.
+        `invguide.numerics.augmentation`, linear in D, drawn for each sample. They are off by default: they need a
+        reward that does not mind where in a picture things are, as classifiers and CLIP-like scorers do not.
 
     Bias:
         The strength of the target is ignored, sigma_y included: this is a search for good samples near the prior, no

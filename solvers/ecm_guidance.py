@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, NonNegative, OneOf, PositiveOrInfinite
+from invguide.numerics.linear import per_sample
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf, PositiveOrInfinite
+from invguide.sampling.step_size import clean_guidance, guided_strength, open_variance
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import clean_guidance, guided_strength, open_variance
 
 WEIGHTS = ("adaptive", "official")
 

@@ -8,10 +8,16 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.ensemble import correct, kalman_gain, normalised_gain, roll_out, roll_out_levels
-from invguide.problem import Problem
+from invguide.arguments.rules import AtLeastOne, Count, OneOf, Positive, Several
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import AtLeastOne, Count, OneOf, Positive, Several
+from invguide.sampling.ensemble import (
+    correct,
+    kalman_gain,
+    normalised_gain,
+    roll_out,
+    roll_out_levels,
+)
 from invguide.solver import Requires, Solver
 
 TEMPERINGS = ("adaptive", "equal", "normalized")

@@ -10,20 +10,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.ensemble import (
-    correct,
-    kalman_gain,
-    normalised_gain,
-    roll_out,
-    roll_out_levels,
-    survivors,
-)
-from invguide.errors import InputError
-from invguide.particles import flattened, replaced, shared
-from invguide.problem import Problem
-from invguide.reverse import euler
-from invguide.rng import Noise
-from invguide.rules import (
+from invguide.arguments.rules import (
     AtLeastOne,
     Count,
     Fraction,
@@ -32,6 +19,19 @@ from invguide.rules import (
     PositiveFraction,
     Several,
 )
+from invguide.errors import InputError
+from invguide.problem.problem import Problem
+from invguide.reverse import euler
+from invguide.rng import Noise
+from invguide.sampling.ensemble import (
+    correct,
+    kalman_gain,
+    normalised_gain,
+    roll_out,
+    roll_out_levels,
+    survivors,
+)
+from invguide.sampling.particles import flattened, replaced, shared
 from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
 

@@ -8,14 +8,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.linearisation import Slopes, linearise_target, no_slopes
-from invguide.particles import effective_size, resample, shared
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, Fraction, Several
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count, Fraction, Several
+from invguide.sampling.linearisation import Slopes, linearise_target, no_slopes
+from invguide.sampling.particles import effective_size, resample, shared
+from invguide.sampling.twist import Tangent, gaussian_twist, propose, reverse_step
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.twist import Tangent, gaussian_twist, propose, reverse_step
 
 
 class EnsembleTwistedState(NamedTuple):

@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.problem import Problem
+from invguide.arguments.rules import Count
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count
 from invguide.solver import Requires, Solver
 
 

@@ -9,18 +9,17 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Count, NonNegative, OneOf, Positive
 from invguide.errors import InputError
 from invguide.feature_reward import FeatureReward
-from invguide.forward_operator import norm
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.numerics.linear import norm, per_sample
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.reward import Weighted, terms
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf, Positive
+from invguide.sampling.step_size import reach
 from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
-from invguide.strength import reach
 
 WEIGHTS = ("bounded", "likelihood", "official")
 

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.particles import effective_size, log_mean_exp, look_around, resample, shared
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, Fraction, OneOf, Positive
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, Fraction, OneOf, Positive
+from invguide.sampling.particles import effective_size, log_mean_exp, look_around, resample, shared
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 

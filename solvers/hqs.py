@@ -8,14 +8,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Count, Positive
 from invguide.errors import InputError
-from invguide.harmonic import harmonic_extension
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.numerics.harmonic import harmonic_extension
+from invguide.numerics.linear import per_sample
+from invguide.numerics.symmetry import SYMMETRIES, turn_back, turn_image
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count, Positive
 from invguide.solver import Requires, Solver
-from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
 LOWEST, UNKNOWN_NOISE = 0.02, 0.05  # normalised units, of pictures in [-1, 1]
 # Last level where noise varies, in that of bright parts: of 0.55 to 1 the best on photographs of five counts.

@@ -8,17 +8,16 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.edit_reward import EditReward
+from invguide.arguments.rules import Count, NonNegative, OneOf, PositiveOrInfinite
 from invguide.errors import CompatibilityError, ShapeError
-from invguide.forward_operator import norm
-from invguide.prior import per_sample
-from invguide.problem import Guidance, Problem
+from invguide.numerics.linear import norm, per_sample
+from invguide.problem.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
+from invguide.reward import EditReward
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf, PositiveOrInfinite
+from invguide.sampling.step_size import guided_strength
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import guided_strength
 
 WEIGHTS = ("adaptive", "official")
 

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.prior import per_sample
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, NonNegative, OneOf, Positive
+from invguide.numerics.linear import per_sample
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf, Positive
 from invguide.solver import Requires, Solver
 
 WEIGHTS = ("bayes", "official")

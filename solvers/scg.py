@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import MOST, Count, CountOrNone, Items, Number, OneOf, Positive
 from invguide.errors import InputError
-from invguide.particles import log_mean_exp, look_around
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import MOST, Count, CountOrNone, Items, Number, OneOf, Positive
+from invguide.sampling.particles import log_mean_exp, look_around
 from invguide.schedule import Schedule, WindowOrNone
 from invguide.solver import Requires, Solver
 

@@ -8,17 +8,16 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.adjoint import guide_through
-from invguide.forward_operator import norm
-from invguide.prior import per_sample
-from invguide.problem import Guidance, Problem
+from invguide.adjoint.symplectic import guide_through
+from invguide.arguments.rules import Count, NonNegative, OneOf
+from invguide.numerics.linear import norm, per_sample
+from invguide.numerics.tableaus import METHODS
+from invguide.problem.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative, OneOf
+from invguide.sampling.step_size import guided_strength
 from invguide.schedule import Schedule, Window
 from invguide.solver import Requires, Solver
-from invguide.strength import guided_strength
-from invguide.tableaus import METHODS
 
 WEIGHTS = ("adaptive", "likelihood", "normalised")
 

@@ -8,14 +8,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.forward_operator import inner
-from invguide.prior import per_sample
-from invguide.problem import Problem, WhitenedLinear
+from invguide.arguments.rules import Count
+from invguide.numerics.linear import inner, per_sample
+from invguide.problem.problem import Problem, WhitenedLinear
 from invguide.rng import Noise
-from invguide.rules import Count
+from invguide.sampling.twist import Tangent
 from invguide.schedule import split_levels
 from invguide.solver import Requires, Solver
-from invguide.twist import Tangent
 
 TOLERANCE = 0.1  # relative residual of a solve that is near enough: below a = 0.1 one or two steps reach it
 

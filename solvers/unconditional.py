@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from invguide.problem import Problem
+from invguide.arguments.rules import Count, NonNegative
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.rng import Noise
-from invguide.rules import Count, NonNegative
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
 

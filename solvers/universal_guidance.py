@@ -8,15 +8,15 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.ascent import adam_ascent, conjugate_ascent
-from invguide.prior import per_sample
-from invguide.problem import Guidance, Problem
+from invguide.arguments.rules import Count, CountOrNone, NonNegative, OneOf, Positive
+from invguide.numerics.linear import per_sample
+from invguide.problem.problem import Guidance, Problem
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
-from invguide.rules import Count, CountOrNone, NonNegative, OneOf, Positive
+from invguide.sampling.ascent import adam_ascent, conjugate_ascent
+from invguide.sampling.step_size import guided_strength, reach
 from invguide.schedule import Schedule
 from invguide.solver import Requires, Solver
-from invguide.strength import guided_strength, reach
 
 WEIGHTS = ("adaptive", "likelihood")
 OPTIMISERS = ("conjugate", "adam")

@@ -65,14 +65,14 @@ def fixed_seeds() -> None:
 @pytest.fixture(autouse=True)
 def no_decision_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What load_prior checks, and whether `restore` takes half precision, follow from what a call costs here."""
-    monkeypatch.setattr("invguide.priors.doctor.QUICK", float("inf"))
-    monkeypatch.setattr("invguide.restoration.try_half", lambda *_: None)
+    monkeypatch.setattr("invguide.priors.doctor.examine.QUICK", float("inf"))
+    monkeypatch.setattr("invguide.restoration.restore.try_half", lambda *_: None)
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights denoise nothing; what load_prior makes of that is in test_doctor.py."""
-    monkeypatch.setattr("invguide.priors.doctor.check_loaded", lambda *_: None)
+    monkeypatch.setattr("invguide.priors.doctor.examine.check_loaded", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

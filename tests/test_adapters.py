@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.adapters import FunctionOperator, as_operator, from_deepinv, to_deepinv
+from invguide.adapters.operators import FunctionOperator, as_operator, from_deepinv, to_deepinv
 from invguide.errors import InputError, ShapeError
-from invguide.forward_operator import LinearOperator, inner, norm
+from invguide.forward_operator import LinearOperator
 from invguide.noise import Gaussian, Poisson
+from invguide.numerics.linear import inner, norm
 from invguide.operators import HDR, Blur, GaussianBlur, Inpainting, SuperResolution
 
 

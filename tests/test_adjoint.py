@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide import adjoint, tableaus
-from invguide.adjoint import guide_through, rollout, rollout_gradient, rollout_in
+from invguide.adjoint.symplectic import rollout
+from invguide.adjoint import rollout as adjoint
+from invguide.adjoint.symplectic import guide_through, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
-from invguide.prior import Prior, per_sample
+from invguide.numerics import tableaus
+from invguide.numerics.linear import per_sample
+from invguide.numerics.tableaus import METHODS, TABLEAUS, make_steps
+from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture, from_network
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
-from invguide.tableaus import METHODS, TABLEAUS, make_steps
 
 # Order of convergence, as in the textbooks.
 ORDER = {

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from invguide.errors import CheckpointError, InputError
-from invguide.priors import adm_checkpoints
-from invguide.priors.adm import ADM, Architecture, Attention, sinusoids
-from invguide.priors.adm_checkpoints import PRESETS, Preset, infer_architecture
-from invguide.priors.loading import load
+from invguide.priors.checkpoints import adm as adm_checkpoints
+from invguide.priors.checkpoints.adm import PRESETS, Preset, infer_architecture
+from invguide.priors.checkpoints.loading import load
+from invguide.priors.networks.adm import ADM, Architecture, Attention, sinusoids
 
 TINY = Architecture(
     image_channels=3,

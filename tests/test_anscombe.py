@@ -18,10 +18,11 @@ from invguide.errors import CompatibilityError, InputError
 from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.noise import Poisson, PoissonGaussian
+from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur, Identity
 from invguide.policy import choose
-from invguide.prior import Prior, per_sample
-from invguide.problem import Problem
+from invguide.prior import Prior
+from invguide.problem.problem import Problem
 from invguide.solvers import HQS, Anscombe
 
 SHAPE = (1, 4, 6)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import invguide as ig
 from invguide.api import make_solver
+from invguide.arguments.rules import Count, Number
 from invguide.errors import ArgumentError, InputError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.operators import GaussianBlur, Grayscale, Identity, Inpainting
-from invguide.rules import Count, Number
 from invguide.solver import Requires, Solver
 from invguide.solvers import DPS, HQS, SCG, EnKG
 

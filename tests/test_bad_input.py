@@ -13,11 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli import app
+from invguide.cli.commands import app
 from invguide.errors import CheckpointError, CompatibilityError, InputError, ShapeError
 from invguide.forward_operator import Operator
 from invguide.operators import Blur, GaussianBlur, Identity, Inpainting
-from invguide.priors import embedded
+from invguide.priors.checkpoints import embedded
 from invguide.solver import Solver
 
 TINY = ("--prior", "natural-tiny", "--steps", "2", "--quiet")

@@ -19,12 +19,12 @@ from invguide.bench.protocol import TASKS, Cells, Protocol
 from invguide.bench.tv import gradient, gradient_adjoint, lengths, objective, restore_tv
 from invguide.bench.uncertainty import expected_coverage
 from invguide.errors import InputError
-from invguide.forward_operator import inner
 from invguide.likelihood import Likelihood
-from invguide.memory import peak_memory
 from invguide.noise import Poisson
+from invguide.numerics.linear import inner
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.solvers import DPS, EKI, EnsembleTwisted, SymplecticAdjoint
+from invguide.system.memory import peak_memory
 
 SHAPE = (3, 16, 12)
 OPERATORS = {

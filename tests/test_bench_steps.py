@@ -11,8 +11,8 @@ from PIL import Image
 import invguide as ig
 from invguide import bench
 from invguide.bench.protocol import Protocol
+from invguide.diagnostics.metrics import psnr
 from invguide.errors import InputError
-from invguide.metrics import psnr
 from invguide.solvers import HQS
 
 ROOT = Path(__file__).parents[1]

@@ -29,8 +29,8 @@ from invguide.blackbox import Ledger, Member
 from invguide.blackbox.cache import Cache
 from invguide.blackbox.command import FORMATS, read, write
 from invguide.blackbox.workers import Threads
-from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, RunError, ShapeError
+from invguide.system.content_hash import content_of
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 
@@ -560,7 +560,7 @@ def test_a_hopeless_batch_is_stopped_early():
 def test_the_command_line_reports_a_black_box_as_a_failed_run(capsys: pytest.CaptureFixture[str]):
     import typer
 
-    from invguide.terminal import RUN_FAILED, reporting
+    from invguide.cli.terminal import RUN_FAILED, reporting
 
     with pytest.raises(typer.Exit) as e, reporting():
         raise BlackBoxError("simulate failed for 6 of its last 8 calls")
@@ -692,9 +692,7 @@ def recursive(x):
 every = [named, lambda x: x + SCALE, functools.partial(named, 1), Model(np.full((2, 2), {weight})), net,
          lambda x: net(x).sum(), recursive, Model(torch.full((2,), 1j * {weight})).__call__]
 """
-PRINT = (
-    "\nfrom invguide.content_hash import content_of\nprint(*(content_of(f).digest for f in every))"
-)
+PRINT = "\nfrom invguide.system.content_hash import content_of\nprint(*(content_of(f).digest for f in every))"
 
 
 def identity(function: Callable) -> str:

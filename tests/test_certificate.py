@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide.adapters import as_operator
+from invguide.adapters.operators import as_operator
 from invguide.errors import InputError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.operators import GaussianBlur, Identity
@@ -194,7 +194,7 @@ class Sloppy(LinearOperator):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("invguide.certificate.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("invguide.diagnostics.operator.time.perf_counter", lambda: now[0])
     return now
 
 

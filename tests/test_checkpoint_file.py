@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from invguide.errors import CheckpointError
 from invguide.priors import read_weights
-from invguide.priors.checkpoint_file import load_strictly, versions
+from invguide.priors.checkpoints.file import load_strictly, versions
 
 GIB = 2**30
 

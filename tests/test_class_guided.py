@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from invguide import driver
 from invguide.priors import GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.solver import Solver
 from invguide.solvers import (

@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from invguide import restoration
-from invguide.demo import PHOTO
-from invguide.images import encode_png, read_picture, write_picture
-from invguide.metrics import psnr
+from invguide.diagnostics.metrics import psnr
+from invguide.images.reading import encode_png, read_picture, write_picture
 from invguide.operators import GaussianBlur, Grayscale
-from invguide.priors.embedded import EMBEDDED, load_embedded, weights_path
+from invguide.priors.checkpoints.embedded import EMBEDDED, load_embedded, weights_path
+from invguide.restoration import restore as restoration
+from invguide.restoration.demo import PHOTO
+from invguide.restoration.tasks import TASKS, Options, find_task
 from invguide.solver import Solver
-from invguide.tasks import TASKS, Options, find_task
 from tiny import run
 
 GUESS = ("--prior", "natural-tiny", "--steps", "3")  # the noise level is estimated
@@ -546,7 +546,7 @@ def test_program_reports_errors_in_one_line(tmp_path: Path):
 def test_help_is_light():
     code = (
         "import sys; sys.argv = ['invguide', '--help']\n"
-        "from invguide.cli import main\n"
+        "from invguide.cli.commands import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code in (0, None)\n"
         "heavy = {'PIL', 'deepinv', 'kornia', 'matplotlib', 'scipy', 'torchvision'} & set(sys.modules)\n"

@@ -14,7 +14,7 @@ USE = """
 import torch
 from invguide.driver import run
 from invguide.likelihood import Likelihood
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.solvers import Unconditional
 
 x, y = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)

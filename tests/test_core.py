@@ -13,14 +13,14 @@ from invguide import noise
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
+from invguide.numerics.symmetry import SYMMETRIES, turn_back, turn_image
 from invguide.operators import Identity, Inpainting, SuperResolution
 from invguide.priors import Gaussian
-from invguide.problem import Problem
-from invguide.proximal import proximal
+from invguide.problem.problem import Problem
+from invguide.problem.proximal import proximal
 from invguide.reverse import ancestral, ddim, euler, heun, mix_noise, renoise
 from invguide.rng import Noise
 from invguide.schedule import SCHEDULES, make_sigmas
-from invguide.symmetry import SYMMETRIES, turn_back, turn_image
 
 F64 = torch.float64
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide.forward_operator import LinearOperator, conjugate_gradient, inner
+from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
+from invguide.numerics.linear import conjugate_gradient, inner
 from invguide.operators import Blur, MotionBlur
-from invguide.proximal import ACCURACY, proximal
+from invguide.problem.proximal import ACCURACY, proximal
 
 SIZE = 24
 

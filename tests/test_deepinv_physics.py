@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import invguide as ig
-from invguide.adapters import as_operator
+from invguide.adapters.deepinv_noise import noise_law
+from invguide.adapters.operators import as_operator
 from invguide.bench.physics import (
     ABSENT,
     REFUSED,
@@ -23,13 +24,12 @@ from invguide.bench.physics import (
     physics_classes,
     try_physics,
 )
-from invguide.deepinv_noise import noise_law
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
-from invguide.problem import Problem
-from invguide.proximal import proximal
+from invguide.problem.problem import Problem
+from invguide.problem.proximal import proximal
 
 physics = pytest.importorskip("deepinv.physics", reason="deepinv is not installed")
 PRIOR = ig.priors.Gaussian(torch.full((1, 8, 8), 0.5), 0.04 * torch.eye(64))
@@ -391,7 +391,7 @@ def test_small_tomography_needs_no_iterations(monkeypatch: pytest.MonkeyPatch):
 
     model = physics.Tomography(20, 16, normalize=True, noise_model=physics.GaussianNoise(0.02))
     y = model(signals(1, 1, 16, 16))
-    monkeypatch.setattr("invguide.forward_operator.conjugate_gradient", never)
+    monkeypatch.setattr("invguide.numerics.linear.conjugate_gradient", never)
     likelihood = Likelihood(as_operator(model), y, 0.02)
     problem = Problem(
         ig.priors.Gaussian(torch.full((1, 16, 16), 0.5), 0.04 * torch.eye(256)), likelihood

@@ -12,14 +12,15 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
-from invguide.devices import chunk_size, out_of_memory, resolve_devices
 from invguide.errors import DivergenceError, InputError
+from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur, SuperResolution
-from invguide.prior import Prior, per_sample
+from invguide.prior import Prior
 from invguide.result import Result
 from invguide.reward import as_reward
 from invguide.solver import Solver
 from invguide.solvers import DPS, HQS, SCG, EnKG
+from invguide.system.devices import chunk_size, out_of_memory, resolve_devices
 
 SHAPE = (1, 4, 5)
 

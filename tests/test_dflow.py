@@ -15,19 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide import driver, lbfgs
+from invguide import driver
 from invguide.api import load_prior
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
-from invguide.memory import peak_memory
 from invguide.noise import Poisson
+from invguide.numerics import lbfgs
 from invguide.operators import Identity
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solvers import DFlow, dflow
+from invguide.system.memory import peak_memory
 from invguide.verify.distances import sliced_wasserstein
 from invguide.verify.targets import gaussian_2d, gaussian_64d
 

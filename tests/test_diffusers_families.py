@@ -16,9 +16,9 @@ import tiny
 from invguide.errors import CheckpointError, InputError
 from invguide.operators import SuperResolution
 from invguide.priors import LatentPrior
-from invguide.priors.catalogue import PUBLIC
-from invguide.priors.diffusers_folder import weight_files
-from invguide.priors.diffusers_models import as_network
+from invguide.priors.checkpoints.catalogue import PUBLIC
+from invguide.priors.checkpoints.diffusers_folder import weight_files
+from invguide.priors.checkpoints.diffusers_models import as_network
 from invguide.solvers import DPS
 
 PIXELS = 4  # per latent, of the autoencoder below

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import invguide as ig
 from invguide.errors import CheckpointError, InputError, MissingPackageError
-from invguide.priors import diffusers_folder
-from invguide.priors.loading import load
+from invguide.priors.checkpoints import diffusers_folder
+from invguide.priors.checkpoints.loading import load
 from tiny import randomised
 
 

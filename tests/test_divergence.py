@@ -12,14 +12,22 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
-from invguide.divergence import Outcome, broken_rows, judge, likely_cause, matters, size_limit
+from invguide.engine.divergence import (
+    Outcome,
+    broken_rows,
+    judge,
+    likely_cause,
+    matters,
+    size_limit,
+)
 from invguide.errors import DivergenceError, RunError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
+from invguide.numerics.linear import per_sample
 from invguide.operators import Identity
-from invguide.prior import Prior, per_sample
+from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianField, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.result import Result
 from invguide.reward import as_reward
 from invguide.solver import Solver, missing_abilities
@@ -224,7 +232,7 @@ def test_exploding_operators_are_found(weight: str, operator: Operator, seed: in
 def test_a_planted_mistake_in_the_rules_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule that this one replaces: any sample five times larger than the prior tells is lost."""
     monkeypatch.setattr(
-        "invguide.inspection.judge",
+        "invguide.engine.inspection.judge",
         lambda outcome, size, *_: judge(outcome, size, 1, 1, False)._replace(
             lost=outcome.rms > 5 * size
         ),

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli import app
+from invguide.cli.commands import app
 from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior
 from invguide.priors import GaussianField, GaussianMixture, NetworkPrior, from_network
 from invguide.priors import known_images as pictures
-from invguide.priors.adm import Attention
-from invguide.priors.convention import Convention
-from invguide.priors.doctor import examine, linear_error
+from invguide.priors.doctor import examine
+from invguide.priors.doctor.convention import Convention
+from invguide.priors.doctor.examine import linear_error
 from invguide.priors.known_images import known_images
-from invguide.priors.labels import WithLabels
 from invguide.priors.network import cosine_betas, linear_betas, scaled_linear_betas
+from invguide.priors.networks.adm import Attention
+from invguide.priors.networks.labels import WithLabels
 
 SIGMA_DATA = 0.5
 LEVELS = {  # sigma of every step
@@ -263,7 +264,7 @@ def test_load_prior_refuses_a_bad_fit_and_names_the_right_one(fault: str):
 def test_of_a_slow_network_only_the_meaning_of_its_output_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("invguide.priors.doctor.QUICK", 0.0)
+    monkeypatch.setattr("invguide.priors.doctor.examine.QUICK", 0.0)
     prior, shape, images = field()
     calls = []
 

@@ -13,18 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide import driver, edict
+from invguide import driver
+from invguide.adjoint import edict
 from invguide.api import load_prior
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
-from invguide.memory import peak_memory
 from invguide.operators import Identity
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solvers import DOODL
+from invguide.system.memory import peak_memory
 from invguide.verify.targets import MatrixOperator
 
 D = 6

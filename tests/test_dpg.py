@@ -10,14 +10,14 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
-from invguide.candidates import Seen, Slope
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
+from invguide.sampling.zeroth_order import Seen, Slope
 from invguide.solvers import DPG, Unconditional, dpg
 from invguide.solvers.dpg import policy_slope, running_temperature
 from invguide.verify.targets import Target, gaussian_2d

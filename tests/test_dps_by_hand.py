@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import invguide as ig
 import tiny
 from invguide.operators import Inpainting
-from invguide.priors.adm import ADM
-from invguide.priors.adm import Architecture as ArchitectureOfADM
-from invguide.priors.edm2 import EDM2, Architecture, Balance
+from invguide.priors.networks.adm import ADM
+from invguide.priors.networks.adm import Architecture as ArchitectureOfADM
+from invguide.priors.networks.edm2 import EDM2, Architecture, Balance
 from invguide.rng import Noise
 from invguide.solvers import DPS
 from tiny import randomised

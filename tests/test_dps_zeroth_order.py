@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 import invguide as ig
-from invguide import candidates, driver
-from invguide.candidates import Slope, fit_parabola
+from invguide import driver
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.operators import HDR, Identity
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
+from invguide.sampling import zeroth_order as candidates
+from invguide.sampling.step_size import open_variance
+from invguide.sampling.zeroth_order import Slope, fit_parabola
 from invguide.solver import Solver
 from invguide.solvers import DPS, DPSZerothOrder, Unconditional, dps_zeroth_order
 from invguide.solvers.dps_zeroth_order import central_slope, forward_slope
-from invguide.strength import open_variance
 from invguide.verify.targets import Target, gaussian_2d
 
 F64 = torch.float64

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from invguide import driver
-from invguide.augmentation import AUGMENTATIONS, DRAWS, augment
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
+from invguide.numerics.augmentation import AUGMENTATIONS, DRAWS, augment
 from invguide.operators import Identity
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solvers import Dreamguider, ECMGuidance, Unconditional, dreamguider

@@ -16,11 +16,11 @@ import torch
 
 import invguide as ig
 from invguide import driver
-from invguide.checkpoint import DIGEST, FORMAT, MAGIC
+from invguide.engine.checkpoint import DIGEST, FORMAT, MAGIC
 from invguide.errors import CheckpointError, CompatibilityError, DivergenceError, InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur, Identity
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.solver import Solver
 from invguide.solvers import DPS, HQS, DiffPIR, REDDiff, Unconditional
 

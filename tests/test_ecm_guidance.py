@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from invguide import driver
-from invguide.data_size import measuring_calls
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.data_size import measuring_calls
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solvers import DPS, ECMGuidance, Unconditional, ecm_guidance

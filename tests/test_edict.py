@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide import adjoint, edict
-from invguide.edict import Pair, invert, rollout, rollout_gradient, rollout_in
+from invguide.adjoint import edict
+from invguide.adjoint import rollout as adjoint
+from invguide.adjoint.edict import Pair, invert, rollout, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
-from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.schedule import make_sigmas
+from invguide.system.memory import peak_memory
 
 
 @pytest.fixture

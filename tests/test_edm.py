@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from invguide.errors import CheckpointError, InputError
-from invguide.priors.edm2 import EDM2, Architecture, Balance
-from invguide.priors.edm2 import Block as BlockOfEDM2
-from invguide.priors.edm_checkpoints import iddpm_levels
-from invguide.priors.latent import LatentPrior
-from invguide.priors.loading import load
-from invguide.priors.nvidia_pickle import read_nvidia_pickle
+from invguide.priors.checkpoints.edm import iddpm_levels
+from invguide.priors.checkpoints.loading import load
+from invguide.priors.checkpoints.nvidia_pickle import read_nvidia_pickle
+from invguide.priors.networks.edm2 import EDM2, Architecture, Balance
+from invguide.priors.networks.edm2 import Block as BlockOfEDM2
+from invguide.priors.wrappers.latent import LatentPrior
 from tiny import randomised
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import tiny
 from invguide.errors import CheckpointError, InputError
 from invguide.priors import LatentPrior
-from invguide.priors.edm2 import EDM2, Architecture, Balance
-from invguide.priors.edm2_checkpoints import infer_architecture
-from invguide.priors.loading import load
+from invguide.priors.checkpoints.edm2 import infer_architecture
+from invguide.priors.checkpoints.loading import load
+from invguide.priors.networks.edm2 import EDM2, Architecture, Balance
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)
 HEADS = {"channels_per_head": 16}  # these networks are narrower than one head of the released ones

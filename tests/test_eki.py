@@ -13,7 +13,7 @@ from invguide.driver import run
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
 from invguide.solvers import EKI, eki
 from invguide.verify.targets import Target, gaussian_2d, gaussian_64d

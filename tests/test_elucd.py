@@ -14,7 +14,7 @@ from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rewards import ClassLogProb, softened
 from invguide.rng import Noise

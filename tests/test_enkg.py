@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide import ensemble, particles, solve
+from invguide import solve
 from invguide.blackbox import BlackBox
 from invguide.driver import run
 from invguide.errors import CompatibilityError, DivergenceError, InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.priors import Gaussian
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
+from invguide.sampling import ensemble, particles
 from invguide.schedule import make_sigmas
 from invguide.solvers import EnKG, Unconditional, enkg
 from invguide.verify.distances import sliced_wasserstein

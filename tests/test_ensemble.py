@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from invguide import ensemble
-from invguide.ensemble import (
+from invguide.errors import DivergenceError
+from invguide.sampling import ensemble
+from invguide.sampling.ensemble import (
     correct,
     kalman_gain,
     normalised_gain,
@@ -18,7 +19,6 @@ from invguide.ensemble import (
     roll_out_levels,
     significance,
 )
-from invguide.errors import DivergenceError
 from invguide.verify.targets import gaussian_2d
 
 SIZES = [(20, 30, 7), (6, 30, 15), (40, 5, 50), (50, 4, 3)]  # members, entries, measurements

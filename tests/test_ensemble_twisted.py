@@ -16,14 +16,14 @@ from invguide import driver
 from invguide.errors import DivergenceError, InputError
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
-from invguide.linearisation import Slopes, linearise
 from invguide.noise import LogDensity
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward
 from invguide.rng import Noise
+from invguide.sampling.linearisation import Slopes, linearise
+from invguide.sampling.twist import Tangent, Twist, gaussian_twist, kernel, propose, reverse_step
 from invguide.solvers import EnsembleTwisted, ensemble_twisted
-from invguide.twist import Tangent, Twist, gaussian_twist, kernel, propose, reverse_step
 from invguide.verify.distances import sliced_wasserstein, unweighted
 from invguide.verify.targets import gaussian_2d, mixture_1d, mixture_25
 

@@ -20,7 +20,7 @@ from invguide.noise import LogDensity
 from invguide.operators import Identity, Inpainting
 from invguide.prior import Prior
 from invguide.priors import Gaussian
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solver import Requires, Solver

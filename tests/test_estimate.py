@@ -11,11 +11,11 @@ from PIL import Image
 from scipy.stats import norm, truncnorm
 
 from invguide.errors import InputError
-from invguide.estimate import NoiseLevel, estimate_noise, estimate_sigma
-from invguide.images import read_picture
-from invguide.jpeg_grid import find_grid, find_steps, luma, rounded, step_of
-from invguide.noise_blocks import clipped_variance, cut, spectra
-from invguide.smooth_blocks import Component, bisect, solve_level
+from invguide.images.jpeg_grid import find_grid, find_steps, luma, rounded, step_of
+from invguide.images.noise_blocks import clipped_variance, cut, spectra
+from invguide.images.noise_level import NoiseLevel, estimate_noise, estimate_sigma
+from invguide.images.reading import read_picture
+from invguide.images.smooth_blocks import Component, bisect, solve_level
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_clipping_that_is_ignored_is_noticed(photo: torch.Tensor, monkeypatch: p
 
     strong = ((photo - 0.5) * 2.5 + 0.5).clamp(0, 1)
     clipped = eight_bits(strong + 0.2 * normals(*photo.shape))
-    monkeypatch.setattr("invguide.smooth_blocks.clipped_variance", wrong)
+    monkeypatch.setattr("invguide.images.smooth_blocks.clipped_variance", wrong)
     assert estimate_sigma(clipped) < 0.92 * 0.2
 
 

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from invguide import farm
 from invguide.blackbox.ledger import Ledger
 from invguide.blackbox.pool import evaluate
 from invguide.blackbox.workers import Processes, pack
-from invguide.cli import app
-from invguide.demo import PHOTO
+from invguide.cli.commands import app
 from invguide.errors import InputError
-from invguide.farm import Restorer, environments
-from invguide.restoration import Settings
+from invguide.restoration import workers as farm
+from invguide.restoration.demo import PHOTO
+from invguide.restoration.restore import Settings
+from invguide.restoration.workers import Restorer, environments
 
 QUICK = ("--task", "denoise", "--prior", "natural-tiny", "--steps", "3", "--sigma-y", "0.05")
 

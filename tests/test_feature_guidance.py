@@ -15,10 +15,11 @@ from invguide import driver
 from invguide.api import load_prior
 from invguide.errors import CompatibilityError, InputError, ShapeError
 from invguide.feature_reward import FeatureReward
-from invguide.features import record
-from invguide.prior import Prior, per_sample
+from invguide.numerics.hooks import record
+from invguide.numerics.linear import per_sample
+from invguide.prior import Prior
 from invguide.priors import from_network
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rewards import TotalVariation
 from invguide.rng import Noise

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.errors import DivergenceError, InputError
-from invguide.particles import systematic
 from invguide.priors import Gaussian
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reverse import ddim
 from invguide.reward import Reward
 from invguide.rng import Noise
+from invguide.sampling.particles import systematic
 from invguide.schedule import make_sigmas
 from invguide.solvers import FeynmanKac, Unconditional
 from invguide.solvers.feynman_kac import POTENTIALS

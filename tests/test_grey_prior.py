@@ -13,8 +13,9 @@ from torch import Tensor
 
 import invguide as ig
 from invguide.errors import InputError, ShapeError
+from invguide.numerics.linear import per_sample
 from invguide.operators import Identity
-from invguide.prior import Prior, per_sample
+from invguide.prior import Prior
 from invguide.priors import Grey, Padded, Tiled
 from tiny import run
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 import invguide as ig
-from invguide import checkpoint as checkpoints
 from invguide import driver
-from invguide.checkpoint import load_checkpoint, packed
-from invguide.content_hash import changed_parts, content_of
+from invguide.engine import checkpoint as checkpoints
+from invguide.engine.checkpoint import load_checkpoint, packed
+from invguide.engine.identity import Identity, run_identity
 from invguide.errors import CheckpointError, InputError
-from invguide.identity import Identity, run_identity
 from invguide.operators import Identity as Same
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.solvers import DPS, HQS
+from invguide.system.content_hash import changed_parts, content_of
 
 
 class Case(NamedTuple):
@@ -40,11 +40,11 @@ COMMON = """
 import functools
 import numpy as np, torch
 import invguide as ig
-from invguide.adapters import as_operator
+from invguide.adapters.operators import as_operator
 from invguide.likelihood import Likelihood
 from invguide.noise import LogDensity, NoiseModel, Poisson
 from invguide.prior import Prior
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward
 from invguide.solvers import DPS, SCG
 y = torch.linspace(0.1, 1, 4).reshape(1, 4).double()
@@ -223,7 +223,7 @@ def made(case: Case, value: str) -> tuple[Any, Problem]:
     space: dict[str, Any] = {"__name__": "__main__"}
     code = COMMON + case.code.replace("{v}", value)
     exec(compile(code, "script", "exec"), space)  # noqa: S102
-    from invguide.adapters import as_operator
+    from invguide.adapters.operators import as_operator
     from invguide.likelihood import Likelihood
 
     likelihood = Likelihood(as_operator(space["operator"]), space["y"], space["noise"])

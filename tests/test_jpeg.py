@@ -12,18 +12,18 @@ from PIL import Image
 from scipy import fft, integrate, stats
 
 import invguide as ig
-from invguide.demo import PHOTO
 from invguide.errors import InputError, ShapeError
-from invguide.images import read_picture
-from invguide.jpeg_file import parse_jpeg, standard_tables
-from invguide.jpeg_measurement import measure_jpeg
-from invguide.jpeg_reading import read_coefficients
+from invguide.images.jpeg_file import parse_jpeg, standard_tables
+from invguide.images.jpeg_reading import read_coefficients
+from invguide.images.reading import read_picture
 from invguide.likelihood import Likelihood
 from invguide.noise import Quantised
 from invguide.operators import JPEGCoefficients
 from invguide.operators.jpeg_coefficients import to_stored, to_upright
-from invguide.proximal import proximal
-from invguide.tasks import TASKS
+from invguide.problem.proximal import proximal
+from invguide.restoration.demo import PHOTO
+from invguide.restoration.jpeg_measurement import measure_jpeg
+from invguide.restoration.tasks import TASKS
 
 TURNS = {
     1: None,

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from invguide import harmonic
-from invguide.demo import PHOTO
-from invguide.harmonic import harmonic_extension
-from invguide.images import encode_png, read_picture
-from invguide.known_pixels import put_back, stay_by_default
+from invguide.images.known_pixels import put_back, stay_by_default
+from invguide.images.reading import encode_png, read_picture
+from invguide.numerics import harmonic
+from invguide.numerics.harmonic import harmonic_extension
+from invguide.restoration.demo import PHOTO
 from tiny import run
 
 QUICK = ("--prior", "natural-tiny", "--steps", "2", "--quiet", "--overwrite")

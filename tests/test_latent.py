@@ -15,9 +15,9 @@ from invguide.errors import CheckpointError, InputError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity, Inpainting, SuperResolution
 from invguide.priors import Gaussian, LatentPrior, Tiled, from_network
-from invguide.priors.diffusers_folder import weight_files
-from invguide.priors.diffusers_models import as_network
-from invguide.problem import Problem
+from invguide.priors.checkpoints.diffusers_folder import weight_files
+from invguide.priors.checkpoints.diffusers_models import as_network
+from invguide.problem.problem import Problem
 from invguide.solvers import DPS, HQS, REDDiff
 
 T = 1000

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import invguide as ig
-from invguide import restoration
-from invguide.estimate import estimate_noise
-from invguide.images import read_picture, write_picture
-from invguide.likely_noise import LEAST, balance, likely_level
-from invguide.metrics import psnr
-from invguide.prior import Prior, per_sample
+from invguide.diagnostics.metrics import psnr
+from invguide.images.noise_level import estimate_noise
+from invguide.images.reading import read_picture, write_picture
+from invguide.numerics.linear import per_sample
+from invguide.prior import Prior
+from invguide.restoration import restore as restoration
+from invguide.restoration.likely_noise import LEAST, balance, likely_level
 from tiny import run
 
 PHOTO = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli import app
+from invguide.cli.commands import app
 from invguide.errors import CheckpointError, InputError
-from invguide.priors import loading
-from invguide.priors.adm_checkpoints import PRESETS
-from invguide.priors.catalogue import PUBLIC, RECOGNISED
-from invguide.priors.loading import load, weight_files
+from invguide.priors.checkpoints import loading
+from invguide.priors.checkpoints.adm import PRESETS
+from invguide.priors.checkpoints.catalogue import PUBLIC, RECOGNISED
+from invguide.priors.checkpoints.loading import load, weight_files
 from tiny import randomised
 
 SIGMAS = (0.02, 0.2, 1.0, 5.0, 50.0)

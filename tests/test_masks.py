@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from invguide.demo import PHOTO
 from invguide.errors import InputError
-from invguide.masks import read_mask
+from invguide.restoration.demo import PHOTO
+from invguide.restoration.masks import read_mask
 from tiny import run
 
 SIZE = (120, 160)

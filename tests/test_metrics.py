@@ -10,8 +10,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import invguide as ig
+from invguide.diagnostics.metrics import calibration, compare, psnr, rmse, ssim
 from invguide.errors import ShapeError
-from invguide.metrics import calibration, compare, psnr, rmse, ssim
 from invguide.operators import Identity
 from invguide.result import Result
 from invguide.solvers import DPS

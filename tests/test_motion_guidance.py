@@ -16,7 +16,7 @@ import invguide as ig
 from invguide import driver
 from invguide.errors import CompatibilityError, InputError, ShapeError
 from invguide.priors import GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.rewards import RAFT, Motion, TotalVariation, motion
 from invguide.rewards.motion import visible_pixels, warp_by
 from invguide.solvers import MotionGuidance, UniversalGuidance

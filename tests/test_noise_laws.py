@@ -28,8 +28,8 @@ from invguide.noise import (
     Uniform,
 )
 from invguide.operators import GaussianBlur, Identity
-from invguide.problem import Problem
-from invguide.proximal import proximal
+from invguide.problem.problem import Problem
+from invguide.problem.proximal import proximal
 from invguide.solver import Solver
 
 F64 = torch.float64

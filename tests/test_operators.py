@@ -18,7 +18,8 @@ from torch import Tensor
 
 import invguide.operators as ops
 from invguide.errors import InputError, ShapeError
-from invguide.forward_operator import LinearOperator, Operator, conjugate_gradient, inner, norm
+from invguide.forward_operator import LinearOperator, Operator
+from invguide.numerics.linear import conjugate_gradient, inner, norm, per_sample
 from invguide.operators import (
     HDR,
     JPEG,
@@ -33,7 +34,6 @@ from invguide.operators import (
     NonlinearBlur,
     SuperResolution,
 )
-from invguide.prior import per_sample
 
 SHAPE = (3, 13, 18)  # neither square nor a multiple of 2, 3 or 4 in both axes
 PADDINGS = ("circular", "reflect", "valid")
@@ -425,7 +425,7 @@ def test_random_mask_drops_the_fraction():
 
 def test_operators_import_light():
     code = (
-        "import sys, invguide.operators, invguide.adapters, invguide.certificate;"
+        "import sys, invguide.operators, invguide.adapters.operators, invguide.diagnostics.operator;"
         "print([m for m in ('deepinv', 'kornia', 'scipy') if m in sys.modules])"
     )
     result = subprocess.run(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import invguide as ig
 from invguide.errors import InputError
-from invguide.memory import peak_memory
 from invguide.operators import GaussianBlur
 from invguide.prior import Prior
-from invguide.priors import NetworkPrior, from_network, recompute
-from invguide.priors.recompute import find_blocks
+from invguide.priors import NetworkPrior, from_network
+from invguide.priors.networks import recompute
+from invguide.priors.networks.recompute import find_blocks
 from invguide.solvers import DPS
+from invguide.system.memory import peak_memory
 
 
 class Block(nn.Module):

@@ -10,11 +10,12 @@ import invguide as ig
 from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.noise import Poisson
+from invguide.numerics.linear import per_sample
+from invguide.numerics.truncated_normal import log_mass_and_mean
 from invguide.operators import HDR, Composition, GaussianBlur
-from invguide.prior import Prior, per_sample
-from invguide.problem import OPEN, Problem
-from invguide.proximal import proximal
-from invguide.truncated_normal import log_mass_and_mean
+from invguide.prior import Prior
+from invguide.problem.problem import OPEN, Problem
+from invguide.problem.proximal import proximal
 
 SIDE = 10
 

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from invguide.adapters.rewards import FunctionReward
 from invguide.errors import DivergenceError
-from invguide.function_reward import FunctionReward
-from invguide.particles import (
+from invguide.priors import Gaussian
+from invguide.problem.problem import Problem
+from invguide.reward import Reward
+from invguide.rng import Noise
+from invguide.sampling.particles import (
     effective_size,
     flattened,
     log_kernel_ratio,
@@ -22,10 +26,6 @@ from invguide.particles import (
     shared,
     systematic,
 )
-from invguide.priors import Gaussian
-from invguide.problem import Problem
-from invguide.reward import Reward
-from invguide.rng import Noise
 
 INF = torch.inf
 

@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide import images, picture_files
-from invguide.cli import app
+from invguide.cli.commands import app
 from invguide.errors import CheckpointError, InputError
-from invguide.folder import list_pictures
-from invguide.images import read_picture, write_picture
-from invguide.masks import read_mask
-from invguide.picture_files import FORMATS, readable
-from invguide.priors import embedded
-from invguide.priors.padding import Padded
-from invguide.priors.unet import UNet
-from invguide.restoration import Job, Settings, restore_picture
+from invguide.images import picture_files
+from invguide.images import reading as images
+from invguide.images.picture_files import FORMATS, readable
+from invguide.images.reading import read_picture, write_picture
+from invguide.priors.checkpoints import embedded
+from invguide.priors.networks.unet import UNet
+from invguide.priors.wrappers.padding import Padded
+from invguide.restoration.folder import list_pictures
+from invguide.restoration.masks import read_mask
+from invguide.restoration.restore import Job, Settings, restore_picture
 
 RAMP = np.linspace(0.2, 0.8, 40 * 48).reshape(40, 48)
 PHOTO = np.stack([255 * RAMP, 255 * RAMP[::-1], 255 * RAMP[:, ::-1]], -1).astype(np.uint8)
@@ -260,7 +261,7 @@ def test_a_mask_that_is_upside_down(tmp_path: Path, recwarn: pytest.WarningsReco
 
 
 def test_a_run_of_hours_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from invguide import restoration
+    from invguide.restoration import restore as restoration
 
     monkeypatch.setattr(restoration, "LONG_WORK", 1)
     monkeypatch.setattr(restoration, "HOUR", 1e-9)
@@ -282,7 +283,7 @@ def test_a_run_of_hours_is_asked_about(tmp_path: Path, monkeypatch: pytest.Monke
 def test_plan_takes_every_option_of_restore():
     import inspect
 
-    from invguide import cli
+    from invguide.cli import app as cli
 
     restore, plan = (set(inspect.signature(f).parameters) for f in (cli.restore, cli.plan))
     assert restore == plan

@@ -13,17 +13,19 @@ from typer.testing import CliRunner
 
 import invguide as ig
 from invguide import driver, planning
-from invguide.cli import app
-from invguide.data_size import measuring_calls
-from invguide.demo import PHOTO
+from invguide.cli.commands import app
 from invguide.errors import CompatibilityError, InputError
-from invguide.memory import peak_memory
+from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur
 from invguide.planning import plan_run
-from invguide.prior import Prior, per_sample
-from invguide.priors import Tiled, tiled
+from invguide.prior import Prior
+from invguide.priors import Tiled
+from invguide.priors.wrappers import tiled
+from invguide.problem.data_size import measuring_calls
+from invguide.restoration.demo import PHOTO
 from invguide.reward import as_reward
 from invguide.solvers import DPS, HQS, SCG, EnKG
+from invguide.system.memory import peak_memory
 
 SHAPE = (1, 4, 5)
 

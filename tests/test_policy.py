@@ -8,14 +8,15 @@ from torch import Tensor
 
 import invguide as ig
 from invguide import driver
+from invguide.diagnostics.metrics import crps
 from invguide.likelihood import Likelihood
-from invguide.metrics import crps
 from invguide.noise import Gaussian as GaussianNoise
 from invguide.noise import NoiseModel, Poisson
+from invguide.numerics.linear import per_sample
 from invguide.operators import HDR, GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.policy import choose
-from invguide.prior import Prior, per_sample
-from invguide.problem import Problem
+from invguide.prior import Prior
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.solver import Solver
 from invguide.solvers import HQS, DFlow, ExactPosterior, PosteriorMean

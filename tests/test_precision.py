@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from invguide import restoration
-from invguide.checkpoint import saved_identity
+from invguide.engine.checkpoint import saved_identity
 from invguide.errors import InputError
 from invguide.prior import Prior
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.precision import LOSS, try_half
-from invguide.restoration import Job, Settings, restore_picture
+from invguide.restoration import restore as restoration
+from invguide.restoration.restore import Job, Settings, restore_picture
 
 
 class Timed(nn.Module):

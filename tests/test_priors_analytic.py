@@ -12,7 +12,7 @@ from torch import Tensor
 from invguide.errors import InputError, RunError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.priors import Gaussian, GaussianField, GaussianMixture
-from invguide.priors import field as field_module
+from invguide.priors.exact import field as field_module
 
 Exact = Gaussian | GaussianMixture | GaussianField
 LEVELS = (0.05, 0.5, 3.0, 40.0)

@@ -15,11 +15,11 @@ from typer.main import get_command
 
 import invguide.solvers
 from invguide import Likelihood, Problem, driver
-from invguide.cli import app
-from invguide.edit_reward import EditReward
+from invguide.cli.commands import app
 from invguide.noise import Poisson
 from invguide.operators import Identity
 from invguide.priors import Gaussian, from_network
+from invguide.reward import EditReward
 from invguide.rewards import FeatureReward, Motion
 from invguide.solver import Requires
 

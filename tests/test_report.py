@@ -12,8 +12,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from invguide.images import Picture, read_picture
-from invguide.report import View, _round_up, to_pixels, write_pictures
+from invguide.images.panel import View, _round_up, to_pixels, write_pictures
+from invguide.images.reading import Picture, read_picture
 from invguide.result import Result
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 import invguide as ig
-from invguide.demo import PHOTO
-from invguide.images import read_picture
-from invguide.priors import loading
-from invguide.priors.adm import ADM, Architecture
+from invguide.images.reading import read_picture
+from invguide.priors.checkpoints import loading
+from invguide.priors.networks.adm import ADM, Architecture
+from invguide.restoration.demo import PHOTO
 from tiny import filled, run, stable_diffusion
 
 SIZE = (38, 35)  # of the picture: no multiple of anything
@@ -127,7 +127,7 @@ def test_a_hub_id(photo: Path, tmp_path: Path, diffusers: Any, monkeypatch: pyte
 
 def test_what_a_weights_file_does_not_tell(photo: Path, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr(
-        "invguide.priors.doctor.QUICK", 0.0
+        "invguide.priors.doctor.examine.QUICK", 0.0
     )  # a whole race of this network takes minutes
     net = ADM(Architecture(3, 6, 32, (32, 32), (False, True), 1), num_heads=2, qkv_order="new")
     torch.save(filled(net, 0.05).state_dict(), tmp_path / "mine.pt")

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import invguide as ig
+from invguide.adapters.rewards import FunctionReward
 from invguide.errors import InputError, RunError, ShapeError
 from invguide.forward_operator import Operator
-from invguide.function_reward import FunctionReward
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward, Weighted, as_reward
 from invguide.rewards import ConnectedComponents, FileSize, Palette
 from invguide.verify.rewards import Checkerboard, Indicator, Staircase

@@ -15,7 +15,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 import invguide as ig
 from invguide.errors import InputError, ShapeError
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward
 from invguide.rewards import (
     ClassLogProb,

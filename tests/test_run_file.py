@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import invguide as ig
-from invguide import driver, run_file
+from invguide import driver
 from invguide.errors import CheckpointError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
-from invguide.problem import Problem
-from invguide.run_file import only_run, said, sweep, write_whole
+from invguide.problem.problem import Problem
 from invguide.solvers import DPS
+from invguide.system import run_file
+from invguide.system.run_file import only_run, said, sweep, write_whole
 
 
 def problem() -> Problem:
@@ -213,7 +214,7 @@ def test_sweeping_takes_its_own_only(tmp_path: Path) -> None:
 HOLDER = """
 import os, signal, sys, threading
 from pathlib import Path
-from invguide.run_file import only_run, _temporary
+from invguide.system.run_file import only_run, _temporary
 path = Path(sys.argv[1])
 with only_run(path):
     _temporary(path).write_bytes(b"half")
@@ -270,7 +271,7 @@ def test_the_lock_is_taken_by_one_of_many(tmp_path: Path) -> None:
     """Locked files are removed while others open them: whoever has the old one must look again."""
     path = tmp_path / "c.pt"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom invguide.run_file import only_run\n"
+        "import sys\nfrom pathlib import Path\nfrom invguide.system.run_file import only_run\n"
         "from invguide.errors import CheckpointError\npath = Path(sys.argv[1])\nlost = 0\n"
         "for i in range(300):\n    try:\n        with only_run(path):\n"
         "            with open(path.with_name('inside'), 'xb'): pass\n"

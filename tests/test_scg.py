@@ -11,7 +11,7 @@ from torch import Tensor
 from invguide import driver
 from invguide.errors import InputError
 from invguide.priors import Gaussian
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reverse import ancestral
 from invguide.reward import Reward
 from invguide.rng import Noise

@@ -13,8 +13,8 @@ import invguide as ig
 from invguide import driver
 from invguide.errors import InvguideError, RunError
 from invguide.likelihood import Likelihood
-from invguide.problem import Problem
-from invguide.seen import ABSURD, Seen, excess_of
+from invguide.problem.problem import Problem
+from invguide.problem.seen import ABSURD, Seen, excess_of
 from invguide.solver import Solver
 from invguide.solvers import (
     DPG,

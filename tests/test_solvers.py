@@ -17,13 +17,13 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.api import load_prior
-from invguide.demo import PHOTO
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
-from invguide.images import read_picture
+from invguide.images.reading import read_picture
 from invguide.likelihood import Likelihood
 from invguide.operators import HDR, JPEG
-from invguide.problem import Guidance, Problem
+from invguide.problem.problem import Guidance, Problem
+from invguide.restoration.demo import PHOTO
 from invguide.schedule import make_sigmas
 from invguide.solver import Solver
 from invguide.solvers import DPS, HQS, DiffPIR, REDDiff, Unconditional, __all__

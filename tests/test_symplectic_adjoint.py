@@ -14,7 +14,7 @@ from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
 from invguide.solvers import DPS, SymplecticAdjoint, Unconditional, symplectic_adjoint

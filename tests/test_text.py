@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 import invguide as ig
 import tiny
-from invguide.demo import PHOTO
 from invguide.errors import CheckpointError, InputError, MissingPackageError
-from invguide.images import read_picture
-from invguide.priors import embed_text, text, text_encoders
+from invguide.images.reading import read_picture
+from invguide.priors import embed_text
+from invguide.priors.text import embed as text
+from invguide.priors.text import encoders as text_encoders
+from invguide.restoration.demo import PHOTO
 from tiny import run
 
 WORDS = ("a</w>", "ca", "cat</w>", "do", "dog</w>", "<|startoftext|>", "<|endoftext|>")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from invguide import threads
-from invguide.threads import available_cores, be_passive, shared_among, warn_if_spinning
+from invguide.system import threads
+from invguide.system.threads import available_cores, be_passive, shared_among, warn_if_spinning
 
 
 def write(root: Path, name: str, text: str) -> None:
@@ -119,7 +119,7 @@ def test_the_trial_leaves_the_threads_as_they_were() -> None:
 def test_help_and_version_do_not_wait_for_torch(arguments: str) -> None:
     code = (
         "import sys\n"
-        "from invguide.cli import main\n"
+        "from invguide.cli.commands import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         "import os\n"

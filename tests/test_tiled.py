@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import invguide as ig
+from invguide.engine.identity import describe_prior
 from invguide.errors import InputError, ShapeError
-from invguide.identity import describe_prior
-from invguide.memory import peak_memory
+from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur
-from invguide.prior import Prior, per_sample
+from invguide.prior import Prior
 from invguide.priors import Gaussian, Padded, Tiled, from_network
-from invguide.priors import tiled as module
-from invguide.priors.tiled import cuts
+from invguide.priors.wrappers import tiled as module
+from invguide.priors.wrappers.tiled import cuts
 from invguide.solvers import DPS
+from invguide.system.memory import peak_memory
 
 
 class Local(Prior):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invguide.priors.embedded import read_unet
-from invguide.priors.unet import UNet
+from invguide.priors.checkpoints.embedded import read_unet
+from invguide.priors.networks.unet import UNet
 from invguide.training import trainer
 from invguide.training.card import model_card
 from invguide.training.photos import Crops, centre_crops, load_photos, split_photos

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from invguide.demo import PHOTO
-from invguide.images import Picture, encode_png, read_picture
-from invguide.transparency import visible, without_hidden_colours
+from invguide.images.reading import Picture, encode_png, read_picture
+from invguide.images.transparency import visible, without_hidden_colours
+from invguide.restoration.demo import PHOTO
 from tiny import run
 
 QUICK = ("--prior", "natural-tiny", "--steps", "2", "--quiet")

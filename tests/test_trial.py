@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.adapters import as_operator
+from invguide.adapters.operators import as_operator
 from invguide.errors import CompatibilityError, InputError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood
+from invguide.numerics.trial import CUT, ZERO, gradient_fault
 from invguide.prior import Prior
 from invguide.reward import Reward, as_reward
 from invguide.solver import Solver
 from invguide.solvers import HQS
-from invguide.trial import CUT, ZERO, gradient_fault
 
 PRIOR = ig.priors.Gaussian(torch.full((6,), 0.5), 0.04 * torch.eye(6))
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}

@@ -16,10 +16,10 @@ from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from invguide.prior import Prior
 from invguide.priors import GaussianField
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
+from invguide.sampling.twist import Tangent
 from invguide.schedule import split_levels
 from invguide.solvers import TweedieMatheron
-from invguide.twist import Tangent
 
 SHAPE, SIGMA_Y, DRAWS = (1, 8, 8), 0.05, 400
 OPERATORS = {

@@ -11,7 +11,8 @@ from torch import Tensor
 import invguide as ig
 import invguide.solvers
 from invguide.api import make_solver
-from invguide.forward_operator import LinearOperator, conjugate_gradient
+from invguide.forward_operator import LinearOperator
+from invguide.numerics.linear import conjugate_gradient
 from invguide.operators import GaussianBlur, Identity, Inpainting
 from invguide.solver import Solver
 

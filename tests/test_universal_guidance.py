@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from invguide import driver
-from invguide.ascent import adam_ascent, conjugate_ascent
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
+from invguide.sampling.ascent import adam_ascent, conjugate_ascent
 from invguide.schedule import make_sigmas
 from invguide.solvers import DPS, Unconditional, UniversalGuidance, universal_guidance
 from invguide.verify.targets import gaussian_2d, mixture_1d

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
 from invguide.schedule import make_sigmas
 from invguide.solver import Requires, Solver

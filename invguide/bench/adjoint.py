@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from invguide.adjoint import rollout_gradient
+from invguide.adjoint.symplectic import rollout_gradient
 from invguide.api import load_prior
 from invguide.bench.overhead import timed
-from invguide.devices import resolve_device
 from invguide.errors import InputError, suggest
-from invguide.memory import peak_memory
+from invguide.numerics.tableaus import METHODS, make_steps
 from invguide.prior import Prior
 from invguide.priors import from_network
-from invguide.priors.unet import UNet
-from invguide.progress import progress_bar
+from invguide.priors.networks.unet import UNet
 from invguide.schedule import make_sigmas
-from invguide.tableaus import METHODS, make_steps
-from invguide.tables import Table
+from invguide.system.devices import resolve_device
+from invguide.system.memory import peak_memory
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 Gradient = Callable[[Prior, Tensor, list[float], str], Tensor]
 
@@ -112,7 +112,7 @@ def adjoint(
         prior: A prior or its name, for images; by default a U-Net with random weights.
         size: Pixels per side.
         width: Channels of that U-Net at its finest level.
-        methods: Of `invguide.adjoint.rollout`.
+        methods: Of `invguide.adjoint.symplectic`.
         steps: Numbers of steps n, growing.
         repeats: Runs that are timed, in turns; medians are taken.
         seed: Of image and random weights.

@@ -17,14 +17,14 @@ from invguide import driver
 from invguide.api import load_prior
 from invguide.bench.overhead import timed
 from invguide.bench.protocol import Protocol, check_tasks
-from invguide.devices import resolve_device
+from invguide.diagnostics.metrics import psnr
 from invguide.errors import InputError
-from invguide.metrics import psnr
 from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.solvers import DPS
-from invguide.tables import Table
+from invguide.system.devices import resolve_device
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 WEIGHTS = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from invguide import driver
-from invguide.adjoint import guide_through
+from invguide.adjoint.symplectic import guide_through
 from invguide.errors import InputError
 from invguide.priors import GaussianMixture
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.solvers import SymplecticAdjoint
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 from invguide.verify.distances import sliced_wasserstein
 from invguide.verify.targets import MatrixOperator, Target, mixture_25
 

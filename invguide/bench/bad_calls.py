@@ -27,7 +27,7 @@ from invguide import driver
 from invguide.bench.bad_values import ON_PURPOSE, pool
 from invguide.bench.patience import Impatient, patience
 from invguide.errors import InvguideError
-from invguide.tables import markdown
+from invguide.system.tables import markdown
 
 MODULES = ("operators", "solvers", "priors", "rewards", "noise")
 LEFT_OUT = {"InvguideError", "Result", "NetworkPrior"}  # public, but made by us alone

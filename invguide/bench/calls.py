@@ -13,8 +13,8 @@ import torch
 
 from invguide.blackbox import BlackBox
 from invguide.errors import InputError
-from invguide.progress import progress_bar
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 SHAPE = (64, 64)
 

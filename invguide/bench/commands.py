@@ -20,9 +20,9 @@ from PIL import Image
 
 from invguide.bench.protocol import Protocol
 from invguide.errors import InputError, RunError, suggest
-from invguide.progress import progress_bar
-from invguide.tables import Table
-from invguide.threads import POLICY, THREADS
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
+from invguide.system.threads import POLICY, THREADS
 
 HERE = "here"
 
@@ -143,8 +143,8 @@ def _command(tree: Path, arguments: Sequence[str]) -> None:
 
 def _degrade(case: Case, clean: np.ndarray, folder: Path) -> tuple[list[str], float]:
     """Write measurements of the photos; return the arguments of `restore` for them, and their own PSNR."""
-    from invguide.degradation import degrade_picture
-    from invguide.tasks import Options
+    from invguide.restoration.degradation import degrade_picture
+    from invguide.restoration.tasks import Options
 
     folder.mkdir()
     given: dict[str, Any] = {k: v for k, v in case.options.items() if k != "sigma-y"}
@@ -181,7 +181,7 @@ def _degrade(case: Case, clean: np.ndarray, folder: Path) -> tuple[list[str], fl
 def _restore(
     tree: Path, pictures: Path, out: Path, arguments: Sequence[str], clean: np.ndarray
 ) -> Run:
-    from invguide.restoration import MANIFEST
+    from invguide.restoration.restore import MANIFEST
 
     spent, start = _children(), time.perf_counter()
     _command(tree, ["restore", str(pictures), *arguments, "--out", str(out), "--quiet"])

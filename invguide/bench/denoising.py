@@ -22,13 +22,13 @@ from invguide.bench.restoration import (
     run_solver,
 )
 from invguide.errors import InputError
+from invguide.numerics.symmetry import SYMMETRIES
 from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.solver import Solver
 from invguide.solvers import PosteriorMean
-from invguide.symmetry import SYMMETRIES
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 LEVELS = (15.0, 25.0, 50.0)
 NOISY, CBM3D = "noisy", "CBM3D"

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from invguide import api
 from invguide.bench.protocol import Protocol
-from invguide.images import read_picture
-from invguide.metrics import psnr
-from invguide.progress import progress_bar
-from invguide.tables import Table
+from invguide.diagnostics.metrics import psnr
+from invguide.images.reading import read_picture
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 if TYPE_CHECKING:
-    from invguide.restoration import Job
+    from invguide.restoration.restore import Job
 
 QUALITIES = (10, 20, 50, 80)
 SAMPLINGS = {"4:2:0": 2, "4:4:4": 0}  # as Pillow counts them
@@ -55,7 +55,10 @@ def jpeg(
     Returns:
         Mean PSNR of 8-bit pictures: the files, one network call at the level of each file's true error, restored.
     """
-    from invguide.restoration import Job, Settings  # which imports this package, for `plan`
+    from invguide.restoration.restore import (  # which imports this package, for `plan`
+        Job,
+        Settings,
+    )
 
     truth = Protocol(Path(data), size, photos).truth
     wanted = Settings(
@@ -97,7 +100,7 @@ def _save(photo: Tensor, path: Path, quality: int, subsampling: int) -> None:
 
 
 def _cell(job: Job, path: Path, truth: Tensor) -> dict[str, float]:
-    from invguide.restoration import choose, law_of, measure
+    from invguide.restoration.restore import choose, law_of, measure
 
     picture = read_picture(path)
     measured = measure(job, picture, str(path))

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from invguide.errors import InputError
-from invguide.progress import progress_bar
 from invguide.solver import Solver
 from invguide.solvers import EKI, EnKG, EnsembleTwisted, FeynmanKac
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 from invguide.verify import HiddenPosterior, mixture_25, verify_black_box
 
 SIZES = ((8, 1), (8, 2), (8, 4), (80, 1), (80, 2), (80, 4))

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from invguide.bench.protocol import Protocol
 from invguide.errors import InputError, suggest
-from invguide.estimate import estimate_noise
-from invguide.images import read_picture
-from invguide.picture_files import readable
+from invguide.images.noise_level import estimate_noise
+from invguide.images.picture_files import readable
+from invguide.images.reading import read_picture
 from invguide.rng import Noise
-from invguide.tables import Table
+from invguide.system.tables import Table
 
 LEVELS = (0.01, 0.025, 0.05, 0.1, 0.2)
 CONTRAST = 1.8  # of the photos that clip

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from invguide import driver as driver_module
 from invguide.api import load_prior
-from invguide.devices import now, resolve_device
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import GaussianBlur
 from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.rng import Noise
 from invguide.solvers import DPS
-from invguide.tables import Table
+from invguide.system.devices import now, resolve_device
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 SIGMA_Y = 0.05

@@ -22,10 +22,10 @@ from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.noise import Poisson
 from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.solver import Solver
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 BRIGHT = 0.45  # mean of the bright part, white = 1
 COUNTED, CBM3D = "y", "Anscombe, CBM3D"

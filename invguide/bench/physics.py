@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from invguide.adapters import as_operator
+from invguide.adapters.operators import as_operator
 from invguide.api import solve
 from invguide.errors import InputError, InvguideError, require, suggest
 from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.priors import Gaussian
-from invguide.progress import progress_bar
-from invguide.proximal import proximal
-from invguide.tables import Table
+from invguide.problem.proximal import proximal
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 PLAIN, COLOUR, PAIRS, LARGE = (1, 8, 8), (3, 8, 8), (2, 8, 8), (1, 16, 16)
 MEAN, STD, SIGMA_Y = 0.5, 0.2, 0.02

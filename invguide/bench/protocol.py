@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from invguide.api import load_prior
+from invguide.diagnostics.metrics import calibration, crps, psnr, ssim
+from invguide.engine.identity import fingerprint
 from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator, Operator
-from invguide.identity import fingerprint
 from invguide.likelihood import Likelihood
-from invguide.metrics import calibration, crps, psnr, ssim
 from invguide.operators import HDR, GaussianBlur, Identity, Inpainting, MotionBlur, SuperResolution
 from invguide.prior import Prior
 from invguide.rng import Noise
-from invguide.run_file import write_whole
+from invguide.system.run_file import write_whole
 
 # Name as printed -> operator for images of this shape.
 TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {

@@ -25,14 +25,14 @@ from invguide.bench.protocol import (
     load_in,
 )
 from invguide.bench.tv import restore_tv
+from invguide.engine.identity import describe_prior
 from invguide.errors import InputError
 from invguide.forward_operator import LinearOperator
-from invguide.identity import describe_prior
 from invguide.prior import Prior
-from invguide.problem import Problem
-from invguide.progress import progress_bar
+from invguide.problem.problem import Problem
 from invguide.solver import Solver
-from invguide.tables import Table
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 DEGRADED, TV = "degraded", "TV, best weight"
 SOLVERS = ("auto", "DPS", "DiffPIR=1", "REDDiff=1", "HQS=1")

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from invguide.api import load_prior
 from invguide.bench.overhead import timed
-from invguide.devices import out_of_memory, resolve_device
 from invguide.errors import InputError
-from invguide.memory import peak_memory
 from invguide.prior import Prior
 from invguide.priors import from_network
-from invguide.priors.adm import ADM, Architecture
-from invguide.progress import progress_bar
+from invguide.priors.networks.adm import ADM, Architecture
 from invguide.rng import Noise
-from invguide.tables import Table
+from invguide.system.devices import out_of_memory, resolve_device
+from invguide.system.memory import peak_memory
+from invguide.system.progress import progress_bar
+from invguide.system.tables import Table
 
 RANDOM = "adm-256"
 SIGMA = 0.5

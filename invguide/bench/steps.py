@@ -11,7 +11,7 @@ from invguide.bench.restoration import degraded, resolve, run_solver
 from invguide.errors import InputError
 from invguide.prior import Prior
 from invguide.solvers import HQS
-from invguide.tables import Table
+from invguide.system.tables import Table
 
 STEPS = (4, 8, 15, 20, 30)
 

@@ -10,7 +10,7 @@ from invguide.forward_operator import LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.noise import Gaussian
 from invguide.operators._separable import eigenbasis, sandwich
-from invguide.proximal import proximal
+from invguide.problem.proximal import proximal
 
 RELAXATION = 1.7
 # Penalties: this part of the largest curvature of the data term; edges shrink by this part of the data range. Both

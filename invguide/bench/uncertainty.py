@@ -12,7 +12,7 @@ from invguide.bench.restoration import run_solver
 from invguide.errors import InputError
 from invguide.prior import Prior
 from invguide.solver import Solver
-from invguide.tables import Table
+from invguide.system.tables import Table
 
 
 def calibration(

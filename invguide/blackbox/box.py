@@ -29,11 +29,11 @@ from invguide.blackbox.workers import (
     pack,
     workers_of,
 )
-from invguide.content_hash import content_of
 from invguide.errors import BlackBoxError, InputError, ShapeError
 from invguide.forward_operator import Operator
-from invguide.run_file import sweep_old
-from invguide.threads import shared_among
+from invguide.system.content_hash import content_of
+from invguide.system.run_file import sweep_old
+from invguide.system.threads import shared_among
 
 CHUNK = 32  # samples in one vectorised call: fixed, so that results do not depend on the number of workers
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from invguide.errors import InputError
-from invguide.run_file import said, sweep_old, write_whole
+from invguide.system.run_file import said, sweep_old, write_whole
 
 OLD = 3600.0  # seconds after which what is half written belongs to nobody
 CHECK = 16  # bytes of checksum behind the array

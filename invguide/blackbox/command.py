@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from invguide.arguments import Checked
+from invguide.arguments.checks import Checked
 from invguide.blackbox.strays import end_strays, mark
 from invguide.blackbox.work import numbers
 from invguide.errors import InputError, suggest

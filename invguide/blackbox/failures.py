@@ -16,7 +16,7 @@ from invguide.blackbox import work
 from invguide.blackbox.command import Command, write
 from invguide.blackbox.ledger import Member
 from invguide.blackbox.workers import by_value
-from invguide.tables import markdown
+from invguide.system.tables import markdown
 
 LISTED = 8
 WIDTH = 160

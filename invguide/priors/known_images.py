@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invguide.errors import InputError
-from invguide.images import read_picture
+from invguide.images.reading import read_picture
 
-PHOTO = Path(__file__).parent.parent / "data" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "data" / "chelsea.png"
 FREE_SIZE = 64  # of pictures for a network that takes any size
 CENTRES = ((0.3, 0.3), (0.5, 0.62), (0.75, 0.25), (0.8, 0.8))  # of the parts: eyes, nose, fur
 

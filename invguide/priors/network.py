@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from invguide.arguments import checked
+from invguide.arguments.checks import checked
+from invguide.arguments.rules import Count, FreeShape, Positive, Scale
 from invguide.errors import InputError, ShapeError, suggest
-from invguide.prior import Prior, per_sample
-from invguide.priors.padding import extend, round_up
+from invguide.numerics.linear import per_sample
+from invguide.numerics.padding import extend, round_up
+from invguide.prior import Prior
+from invguide.priors.networks.conditions import conditions_of
+from invguide.priors.networks.preconditioning import edm_coefficients
+from invguide.priors.networks.recompute import keep_all, recompute
 from invguide.priors.precision import try_half
-from invguide.priors.preconditioning import edm_coefficients
-from invguide.priors.recompute import keep_all, recompute
-from invguide.rules import Count, FreeShape, Positive, Scale
 
 if TYPE_CHECKING:
-    from invguide.priors.doctor import Report
+    from invguide.priors.doctor.examine import Report
 
 # Converting eps or v to a denoised image multiplies the network's error by sigma. For data of order
 # one, 200 is pure noise already; schedules that go on (cosine: 2e4, flow: infinity) are cut there.
@@ -383,21 +384,6 @@ class NetworkPrior(Prior):
         """Extend image axes of free size at their ends to a multiple of `multiple`."""
         pairs = zip(x.shape[2:], self.shape[1:], strict=True)
         return extend(x, [fixed or round_up(got, self.multiple) for got, fixed in pairs])
-
-
-def conditions_of(net: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
-    """Names that net(x, time, ...) needs, and all that it knows: None for whatever is passed."""
-    try:
-        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
-    except ValueError:  # of compiled code
-        return set(), None
-    parameters = list(signature.parameters.values())[2:]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    free = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
-    return (
-        {p.name for p in named if p.default is p.empty},
-        None if free else {p.name for p in named},
-    )
 
 
 @checked

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from invguide.devices import now
-from invguide.prior import per_sample
+from invguide.numerics.linear import per_sample
 from invguide.priors.known_images import known_images
+from invguide.system.devices import now
 
 if TYPE_CHECKING:
     from invguide.priors.network import NetworkPrior
@@ -69,7 +69,7 @@ def try_half(
     Returns:
         What came out; None where nothing can be tried: no module, no pictures, or a condition is needed.
     """
-    from invguide.priors.network import conditions_of
+    from invguide.priors.networks.conditions import conditions_of
 
     shape, condition = prior.shape, condition or {}
     pictures = len(shape) == 3 and shape[0] in (1, 3) and prior.affine

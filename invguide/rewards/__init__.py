@@ -11,8 +11,8 @@ a `NetworkReward` where it asks a user's network. A distance enters with a minus
 Weigh and add rewards as numbers: `0.5 * FileSize() + 2 * ConnectedComponents(target=3)`.
 """
 
+from invguide.adapters.rewards import FunctionReward
 from invguide.feature_reward import FeatureReward
-from invguide.function_reward import FunctionReward
 from invguide.reward import Weighted, as_reward
 from invguide.rewards.class_log_prob import ClassLogProb
 from invguide.rewards.colour_histogram import ColourHistogram

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from invguide.identity import fingerprint
+from invguide.engine.identity import fingerprint
 
 
 def describe(reward: Any) -> str:

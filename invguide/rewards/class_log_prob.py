@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import NonNegative, Positive
 from invguide.errors import InputError
 from invguide.rewards.network_reward import Function, NetworkReward, read_logits
-from invguide.rules import NonNegative, Positive
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Positive, Several
 from invguide.errors import InputError, ShapeError
 from invguide.reward import Reward
 from invguide.rewards._describe import describe
 from invguide.rewards._images import check_images, read_reference, require_image
-from invguide.rules import Positive, Several
 
 
 @dataclass(frozen=True, repr=False, eq=False)

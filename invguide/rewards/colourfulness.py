@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import NonNegative
 from invguide.reward import Reward
 from invguide.rewards._images import check_images
-from invguide.rules import NonNegative
 
 
 @dataclass(frozen=True)

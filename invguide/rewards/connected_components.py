@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from invguide.arguments.rules import Count, CountOrNone
 from invguide.errors import ShapeError
 from invguide.rewards.per_sample import PerSample
-from invguide.rules import Count, CountOrNone
 
 
 @dataclass(frozen=True)

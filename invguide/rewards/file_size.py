@@ -8,9 +8,9 @@ from typing import Annotated
 
 import numpy as np
 
+from invguide.arguments.rules import Number, OneOf, Positive
 from invguide.errors import InputError
 from invguide.rewards.per_sample import PerSample, check_image
-from invguide.rules import Number, OneOf, Positive
 
 FORMATS = ("jpeg", "png")
 

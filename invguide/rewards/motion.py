@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invguide.edit_reward import EditReward
+from invguide.arguments.rules import NonNegative
 from invguide.errors import InputError, ShapeError
+from invguide.reward import EditReward
 from invguide.rewards._images import check_images, read_reference, require_image
 from invguide.rewards.network_reward import NetworkReward, as_floats
-from invguide.rules import NonNegative
 
 WARPS = ("target", "estimated")
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invguide.arguments import shown
+from invguide.arguments.checks import shown
 from invguide.errors import InputError, ShapeError
+from invguide.numerics.trial import evaluating
 from invguide.reward import Reward
 from invguide.rewards._describe import describe
-from invguide.trial import evaluating
 
 Function = Callable[[Tensor], Any]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from invguide.arguments.rules import Colours, Count
 from invguide.errors import InputError, ShapeError
 from invguide.rewards.per_sample import PerSample, check_image
-from invguide.rules import Colours, Count
 
 
 @dataclass(frozen=True)

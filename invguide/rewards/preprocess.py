@@ -8,9 +8,9 @@ from typing import Annotated
 from torch import Tensor
 from torch.nn import functional as F
 
-from invguide.arguments import Checked
+from invguide.arguments.checks import Checked
+from invguide.arguments.rules import Count, Items, Number, Size
 from invguide.errors import InputError, ShapeError
-from invguide.rules import Count, Items, Number, Size
 
 
 @dataclass(frozen=True)

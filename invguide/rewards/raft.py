@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invguide.arguments import Checked
+from invguide.arguments.checks import Checked
+from invguide.arguments.rules import Count, OneOf
 from invguide.errors import InputError, ShapeError, require
-from invguide.rules import Count, OneOf
 
 SIZES = ("small", "large")
 SMALLEST = 128  # pixels per side that its pyramid needs

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invguide.arguments.rules import Colours, Positive
 from invguide.reward import Reward
 from invguide.rewards._images import check_images
 from invguide.rewards.palette import Palette
-from invguide.rules import Colours, Positive
 
 
 @dataclass(frozen=True)

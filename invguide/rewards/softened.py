@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from invguide.arguments import checked
+from invguide.arguments.checks import checked
+from invguide.arguments.rules import Positive
 from invguide.errors import InputError
-from invguide.rules import Positive
 
 Module = TypeVar("Module", bound=nn.Module)
 

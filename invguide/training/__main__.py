@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from invguide.priors.embedded import read_unet
-from invguide.priors.unet import UNet
+from invguide.priors.checkpoints.embedded import read_unet
+from invguide.priors.networks.unet import UNet
 from invguide.training.card import model_card
 from invguide.training.photos import Crops, centre_crops, load_photos, split_photos, to_unit
 from invguide.training.trainer import TrainingConfig, train

@@ -47,7 +47,7 @@ def model_card(
     data: str = CALTECH,
 ) -> str:
     """Return the card of a weights file as Markdown; `record` is the trainer's validation.json."""
-    from invguide.priors.embedded import read_unet
+    from invguide.priors.checkpoints.embedded import read_unet
 
     network, sigma_data = read_unet(weights)
     tables = record["validation_psnr"]

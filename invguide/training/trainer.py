@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from invguide.priors.preconditioning import edm_coefficients
+from invguide.priors.networks.preconditioning import edm_coefficients
 from invguide.training.photos import Crops
 
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)

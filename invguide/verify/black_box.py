@@ -12,7 +12,7 @@ from invguide.forward_operator import Operator
 from invguide.likelihood import Likelihood
 from invguide.prior import Prior
 from invguide.priors import GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 from invguide.reward import Reward
 from invguide.verify.distances import sliced_wasserstein, unweighted
 from invguide.verify.rewards import Checkerboard, Indicator, Staircase

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.errors import DivergenceError, InputError
-from invguide.progress import progress_bar
 from invguide.solver import Solver, missing_abilities
+from invguide.system.progress import progress_bar
 from invguide.verify.black_box import BlackBoxTarget, black_box_targets
 from invguide.verify.table import Table, named
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import ShapeError
-from invguide.particles import systematic
+from invguide.sampling.particles import systematic
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 100, seed: int = 0) -> float:

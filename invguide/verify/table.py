@@ -11,9 +11,9 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.errors import CompatibilityError, DivergenceError, InputError
-from invguide.progress import progress_bar
 from invguide.solver import Solver
-from invguide.tables import markdown
+from invguide.system.progress import progress_bar
+from invguide.system.tables import markdown
 from invguide.verify.distances import mean_error, sliced_wasserstein, std_ratio, unweighted
 from invguide.verify.targets import Target, standard_targets
 

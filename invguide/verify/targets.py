@@ -13,7 +13,7 @@ from invguide.forward_operator import SVD, LinearOperator
 from invguide.likelihood import Likelihood
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianMixture
-from invguide.problem import Problem
+from invguide.problem.problem import Problem
 
 
 class MatrixOperator(LinearOperator):

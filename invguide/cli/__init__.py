@@ -1,0 +1,5 @@
+"""The command `invguide`."""
+
+from invguide.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,5 @@
+"""Picture files: reading and writing, what they keep besides pixels, and the level of noise in them."""
+
+from invguide.images.reading import Picture, encode_png, read_picture, write_picture
+
+__all__ = ["Picture", "encode_png", "read_picture", "write_picture"]

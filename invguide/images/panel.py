@@ -1,0 +1,371 @@
+"""Pictures of a result: samples, mean, uncertainty, and one panel that shows them side by side.
+
+Drawn pixel by pixel with PIL in matplotlib's fonts and colours: nothing is resampled unless it is larger than its tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invguide.images.reading import Picture, write_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+    from invguide.result import Result
+
+INK, GREY, PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
+TILE = 448  # pixels: about the width of one tile
+SHOWN = 4  # samples in a panel, the original among them
+MISSING = (228, 228, 231)
+
+
+def write_pictures(
+    result: Result,
+    folder: Path,
+    *,
+    like: Sequence[Picture] | None = None,
+    truth: Tensor | None = None,
+    title: str = "",
+    facts: Sequence[str] = (),
+    sigma_y: float | None = None,
+    known: Tensor | None = None,
+) -> list[Path]:
+    """Write restored.png (or restored-1.png ..., mean.png and std.png for several samples) and panel.png.
+
+    Nothing is written for results that are no images: (1 or 3, H, W) with values near [0, 1]. Several measurements
+    go to the sub-folders 0, 1, ...
+
+    Args:
+        result: The result.
+        folder: An existing folder.
+        like: One picture per measurement, in whose kind (bits, alpha, profile) results are written.
+        truth: The clean images (B, C, H, W), for the panel.
+        title: Of the panel.
+        facts: Lines below it; by default number of samples, chi2, network calls, seconds.
+        sigma_y: Unit of the residual in the panel; by default its own root mean square is.
+        known: Where a measurement has pixels at all, (1 or C, H, W); the others are shown in pale grey.
+
+    Returns:
+        The files written.
+    """
+    if not _is_image(result.samples, known=like is not None):
+        return []
+    written: list[Path] = []
+    for b in range(len(result.samples)):
+        place = folder if len(result.samples) == 1 else folder / str(b)
+        place.mkdir(exist_ok=True)
+        samples = result.samples[b][result.finished[b]]
+        if not len(samples):
+            continue
+        kind = like[b] if like is not None else None
+        several = len(samples) > 1
+        for i, sample in enumerate(samples):
+            name = f"restored-{i + 1}" if several else "restored"
+            written.append(write_picture(place / name, sample, kind))
+        view = View(
+            samples=samples,
+            y=None if result.y is None else result.y[b],
+            residual=None if result.residual is None else result.residual[b],
+            truth=None if truth is None else truth[b],
+            sigma_y=sigma_y,
+            known=known,
+            title=title,
+            facts=tuple(facts) or _facts(result, b),
+        )
+        if several:
+            # Around the first, so that pixels which are the same in all samples are so in the mean.
+            mean = samples[0] + (samples - samples[0]).mean(0)
+            written.append(write_picture(place / "mean", mean, kind))
+            view.uncertainty_figure().save(place / "std.png")
+            written.append(place / "std.png")
+        view.panel().save(place / "panel.png")
+        written.append(place / "panel.png")
+    return written
+
+
+def _is_image(samples: Tensor, known: bool) -> bool:
+    """By its shape, and unless it is known to be one, by its values."""
+    if samples.ndim != 5 or samples.shape[2] not in (1, 3) or samples.is_complex():
+        return False
+    if known:
+        return True
+    values = samples[torch.isfinite(samples)]
+    return len(values) > 0 and bool(((values > -0.5) & (values < 1.5)).double().mean() > 0.99)
+
+
+def _facts(result: Result, b: int) -> tuple[str, ...]:
+    chi2 = result.chi2[b][torch.isfinite(result.chi2[b])]
+    facts = [f"solver {result.manifest.get('settings', {}).get('solver', 'unknown')}"]
+    if len(chi2):
+        facts.append(f"χ² {chi2.mean():.2f}")
+    return (*facts, f"{result.nfe:.0f} network calls per sample", f"{result.seconds:.0f} s")
+
+
+@dataclass
+class Tile:
+    """One cell: an image as it is shown, a name above, a caption or a colour bar below."""
+
+    name: str
+    image: Image
+    caption: str = ""
+    bar: tuple[str, str, str] | None = None  # map, label of its low end, of its high end
+
+
+@dataclass
+class View:
+    """Everything that a panel of one measurement shows."""
+
+    samples: Tensor  # (S, C, H, W)
+    y: Tensor | None = None
+    residual: Tensor | None = None  # of y's shape, for the mean
+    truth: Tensor | None = None
+    sigma_y: float | None = None
+    known: Tensor | None = None
+    title: str = ""
+    facts: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        height, width = self.samples.shape[-2:]
+        factor = max(1, round(TILE / width))
+        factor = max(1, min(factor, 640 // height if height < 640 else 1))
+        shrink = min(1.0, 520 / width, 640 / height) if factor == 1 else 1.0
+        self.tile = max(1, round(width * factor * shrink)), max(1, round(height * factor * shrink))
+
+    # ---- tiles
+
+    def rows(self) -> list[list[Tile]]:
+        several = len(self.samples) > 1
+        first: list[Tile] = []
+        if self.y is not None and _shows(self.y):
+            first.append(
+                Tile("Measurement", self._fit(self._measured(self.y)), self._measured_caption())
+            )
+        mean = self.samples.mean(0)
+        name = f"Mean of {len(self.samples)} samples" if several else "Restored"
+        first.append(Tile(name, self._fit(to_pixels(mean)), self._score(mean)))
+        if several:
+            first.append(self._uncertainty())
+        if self.residual is not None and _shows(self.residual):
+            first.append(self._residual(self.residual))
+        original = []
+        if self.truth is not None:
+            original.append(Tile("Original", self._fit(to_pixels(self.truth))))
+        if not several:
+            return [first + original]
+        shown = min(len(self.samples), SHOWN - len(original))
+        samples = [
+            Tile(f"Sample {i + 1}", self._fit(to_pixels(x)), self._score(x))
+            for i, x in enumerate(self.samples[:shown])
+        ]
+        if shown == 2 and len(first) == 4 and not original:
+            return [[first[0], *samples], first[1:]]  # 3 and 3 rather than 4 and 2
+        return [first, samples + original]
+
+    def _fit(self, pixels: np.ndarray) -> Image:
+        """The pixels (h, w, 3) at the size of a tile: magnified with hard edges, shrunk with soft ones."""
+        from PIL import Image as Pil
+
+        image = Pil.fromarray(pixels)
+        larger = image.width > self.tile[0] or image.height > self.tile[1]
+        return image.resize(
+            self.tile, Pil.Resampling.LANCZOS if larger else Pil.Resampling.NEAREST
+        )
+
+    def _measured(self, y: Tensor) -> np.ndarray:
+        pixels = to_pixels(y)
+        if self.known is not None:
+            unknown = ~torch.broadcast_to(self.known != 0, y.shape).all(0).cpu().numpy()
+            pixels[unknown] = MISSING
+        return pixels
+
+    def _measured_caption(self) -> str:
+        assert self.y is not None
+        parts = []
+        if self.y.shape[-2:] != self.samples.shape[-2:]:
+            parts.append(f"{self.y.shape[-1]} × {self.y.shape[-2]} pixels")
+        if self.sigma_y is not None:
+            parts.append(f"σ = {self.sigma_y:.3g}")
+        if self.truth is not None and self.y.shape == self.truth.shape:
+            parts.append(self._score(self.y))
+        return ", ".join(p for p in parts if p)
+
+    def _score(self, x: Tensor) -> str:
+        if self.truth is None or x.shape != self.truth.shape:
+            return ""
+        error = (x.clamp(0, 1) - self.truth).square().mean().item()
+        return f"{-10 * np.log10(max(error, 1e-12)):.1f} dB"
+
+    def _uncertainty(self) -> Tile:
+        std = self.samples.var(0).mean(0).sqrt().cpu().double().numpy()
+        top = _round_up(float(np.quantile(std, 0.995)))
+        if float(std.max()) < 1e-6:
+            return Tile("Uncertainty", self._fit(colour(std, "magma")), "zero: a point estimate")
+        image = self._fit(colour(std / top, "magma"))
+        return Tile("Uncertainty (1 std)", image, bar=("magma", "0", f"{top:g}"))
+
+    def _residual(self, residual: Tensor) -> Tile:
+        shown = residual.mean(0).cpu().double().numpy()
+        unit = self.sigma_y or float(np.sqrt(np.mean(shown**2))) or 1.0
+        channels = len(residual) if self.sigma_y else 1
+        # The mean over channels of independent noise is smaller than each of them.
+        scaled = shown / unit * channels**0.5
+        image = self._fit(colour(scaled / 6 + 0.5, "RdBu_r"))
+        name = "Residual (y − A x)"
+        return Tile(
+            name,
+            image,
+            bar=(
+                "RdBu_r",
+                "−3 σ" if self.sigma_y else "−3 rms",
+                "+3 σ" if self.sigma_y else "+3 rms",
+            ),
+        )
+
+    # ---- figures
+
+    def panel(self) -> Image:
+        """Title and facts, the measurement and summaries in the first row, samples in the second."""
+        return _compose(self.rows(), self.title, self.facts)
+
+    def uncertainty_figure(self) -> Image:
+        """The standard deviation over samples (root mean square over channels), with its scale."""
+        return _compose([[self._uncertainty()]], "", ())
+
+
+def _shows(y: Tensor) -> bool:
+    return y.ndim == 3 and y.shape[0] in (1, 3) and not y.is_complex()
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """(1 or 3, H, W) in [0, 1] -> (H, W, 3) uint8; NaN is black."""
+    array = np.nan_to_num(x.detach().cpu().double().numpy(), nan=0.0).clip(0, 1)
+    array = np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def colour(values: np.ndarray, name: str) -> np.ndarray:
+    """(H, W) in [0, 1] -> (H, W, 3) uint8 by a matplotlib colour map."""
+    from matplotlib import colormaps
+
+    return (
+        colormaps[name](np.nan_to_num(values, nan=0.0).clip(0, 1))[..., :3] * 255 + 0.5
+    ).astype(np.uint8)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8 times a power of ten."""
+    if not value > 0:
+        return 1.0
+    power = 10 ** np.floor(np.log10(value))
+    for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10):
+        if value <= step * power * (1 + 1e-9):
+            break
+    return float(f"{step * power:.3g}")
+
+
+@lru_cache(maxsize=16)
+def _font(size: int, bold: bool = False) -> FreeTypeFont:
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _compose(rows: list[list[Tile]], title: str, facts: Sequence[str]) -> Image:
+    from PIL import Image as Pil
+    from PIL import ImageDraw
+
+    width, height = rows[0][0].image.size
+    columns = max(map(len, rows))
+    size = max(13, min(19, round(width / 20)))  # of the text
+    gap, margin = max(8, size * 3 // 4), size + size // 2
+    name_height, strip = round(1.75 * size), round(2.0 * size)
+    total_width = columns * width + (columns - 1) * gap + 2 * margin
+    head = _head(title, facts, size, total_width - 2 * margin)
+    head_height = sum(h for _, _, h in head) + (size // 2 if head else 0)
+    strips = [strip if any(t.caption or t.bar for t in row) else size // 2 for row in rows]
+    body = sum(name_height + height + s for s in strips) + (len(rows) - 1) * (gap // 2)
+    total_height = margin + head_height + body + margin // 2
+    canvas = Pil.new("RGB", (total_width, total_height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    top = margin
+    for text, (font, ink), line in head:
+        draw.text((margin, top), text, font=font, fill=ink)
+        top += line
+    top += size // 2 if head else 0
+    for row, below_row in zip(rows, strips, strict=True):
+        for i, tile in enumerate(row):
+            left = margin + i * (width + gap)
+            draw.text(
+                (left, top + name_height * 0.68),
+                tile.name,
+                font=_font(size, True),
+                fill=INK,
+                anchor="ls",
+            )
+            canvas.paste(tile.image, (left, top + name_height))
+            below = top + name_height + height
+            if tile.bar:
+                _draw_bar(canvas, draw, tile.bar, (left, below), width, size)
+            else:
+                at = left, below + size * 0.55
+                draw.text(at, tile.caption, font=_font(size), fill=GREY, anchor="lt")
+        top += name_height + height + below_row + gap // 2
+    return canvas
+
+
+def _head(
+    title: str, facts: Sequence[str], size: int, width: int
+) -> list[tuple[str, tuple[Any, tuple[int, int, int]], int]]:
+    """Lines of the header: text, font and colour, height. Facts are wrapped to the width."""
+    lines: list[tuple[str, tuple[Any, tuple[int, int, int]], int]] = []
+    if title:
+        large = _font(round(size * 1.45), True)
+        while large.getlength(title) > width and len(title) > 8:
+            title = title[:-5].rstrip() + " …"
+        lines.append((title, (large, INK), round(size * 2.15)))
+    small, line = _font(size), ""
+    for fact in facts:
+        longer = f"{line}   ·   {fact}" if line else fact
+        if line and small.getlength(longer) > width:
+            lines.append((line, (small, GREY), round(size * 1.5)))
+            longer = fact
+        line = longer
+    if line:
+        lines.append((line, (small, GREY), round(size * 1.5)))
+    return lines
+
+
+def _draw_bar(
+    canvas: Image,
+    draw: ImageDraw,
+    bar: tuple[str, str, str],
+    corner: tuple[int, int],
+    width: int,
+    size: int,
+) -> None:
+    """The colours from left to right under a tile, between the labels of their ends."""
+    from PIL import Image as Pil
+
+    name, low, high = bar
+    font, (left, top) = _font(size), corner
+    start = left + round(font.getlength(low)) + size // 2
+    stop = left + width - round(font.getlength(high)) - size // 2
+    middle = top + round(size * 0.95)
+    draw.text((left, middle), low, font=font, fill=GREY, anchor="lm")
+    draw.text((left + width, middle), high, font=font, fill=GREY, anchor="rm")
+    if stop > start:
+        ramp = np.tile(np.linspace(0, 1, stop - start), (max(6, size * 5 // 8), 1))
+        canvas.paste(Pil.fromarray(colour(ramp, name)), (start, middle - len(ramp) // 2))

@@ -1,0 +1,1 @@
+"""Priors from files: whose they are, what is in them, and the network that fits."""

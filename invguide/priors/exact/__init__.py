@@ -1,0 +1,1 @@
+"""Priors whose posterior is known: Gaussians, mixtures, Gaussian fields."""

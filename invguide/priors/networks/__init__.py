@@ -1,0 +1,1 @@
+"""Network architectures, and what stands between one and a prior."""

@@ -1,0 +1,1 @@
+"""Priors made of priors: tiles, padding, latents, grey pictures."""

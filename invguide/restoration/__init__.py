@@ -1,0 +1,1 @@
+"""Photographs restored: tasks, their files and settings, folders of pictures, workers, the demo."""
