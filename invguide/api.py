@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from invguide import driver
-from invguide.arguments.checks import checked
-from invguide.arguments.checks import check, shown
+from invguide.arguments.checks import check, checked, shown
 from invguide.arguments.rules import Array, Count, Shape
 from invguide.errors import InputError, ShapeError, suggest
 from invguide.forward_operator import LinearOperator, Operator, check_batch

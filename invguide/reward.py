@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invguide.arguments.checks import checked
-from invguide.arguments.checks import Checked, check
+from invguide.arguments.checks import Checked, check, checked
 from invguide.arguments.rules import Number
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import Operator

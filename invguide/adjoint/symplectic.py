@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from invguide.arguments.checks import checked
-from invguide.arguments.checks import shown
+from invguide.arguments.checks import checked, shown
 from invguide.arguments.rules import Count
 from invguide.errors import InputError, ShapeError
 from invguide.numerics.linear import norm

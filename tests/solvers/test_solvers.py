@@ -239,7 +239,7 @@ def test_hqs_converges_to_the_map_of_a_gaussian(target: Target) -> None:
 def test_every_public_solver_is_tested_here_or_in_its_own_file() -> None:
     here = {type(s).__name__ for s in (DPS(), HQS(), DiffPIR(), REDDiff(), Unconditional())}
     modules = {name: Solver.registry[name].__module__.rpartition(".")[2] for name in __all__}
-    here |= {"ExactPosterior", "PosteriorMean"}  # tests/test_policy.py, beside what takes them
+    here |= {"ExactPosterior", "PosteriorMean"}  # test_policy.py, beside what takes them
     own = {n for n, m in modules.items() if Path(__file__).with_name(f"test_{m}.py").exists()}
     assert set(__all__) == here | own
 

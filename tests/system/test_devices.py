@@ -226,7 +226,7 @@ def test_black_boxes_serve_one_device() -> None:
 
 # Of four members that weigh each other, rounding decides who has descendants.
 CHAOTIC = {"EnsembleTwisted"}
-# One network call, or none: of tests/test_policy.py and tests/test_anscombe.py.
+# One network call, or none: of tests/solvers/test_policy.py and test_anscombe.py.
 CHAOTIC |= {"PosteriorMean", "ExactPosterior", "Anscombe"}
 COMPARED = {n for n, kind in Solver.registry.items() if kind.requires.target != "reward"} - CHAOTIC
 

@@ -21,7 +21,7 @@ from invguide.images.smooth_blocks import Component, bisect, solve_level
 @pytest.fixture(scope="module")
 def photo() -> torch.Tensor:
     """A clean photograph; scaled, so that noise is not clipped."""
-    path = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"
+    path = Path(__file__).parents[2] / "invguide" / "data" / "chelsea.png"
     return read_picture(path).values * 0.6 + 0.2
 
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.adjoint.symplectic import rollout
 from invguide.adjoint import rollout as adjoint
-from invguide.adjoint.symplectic import guide_through, rollout_gradient, rollout_in
+from invguide.adjoint.symplectic import guide_through, rollout, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
 from invguide.numerics import tableaus
 from invguide.numerics.linear import per_sample

@@ -9,37 +9,15 @@ import torch
 from torch import Tensor
 
 import invguide as ig
-import invguide.solvers
 from invguide.api import make_solver
 from invguide.forward_operator import LinearOperator
 from invguide.numerics.linear import conjugate_gradient
 from invguide.operators import GaussianBlur, Identity, Inpainting
 from invguide.solver import Solver
+from small_runs import FEW, MEASURING, small_prior
 
 SHAPE = (1, 6, 6)
 UNITS = (1e-12, 1e-6, 1e6, 1e12)
-FEW: dict[str, dict[str, Any]] = {
-    "DFlow": {"num_steps": 8},
-    "DOODL": {"num_steps": 8},
-    "EKI": {"ensemble_size": 16},
-    "EnKG": {"ensemble_size": 16, "num_steps": 12},
-    "EnsembleTwisted": {"ensemble_size": 16, "num_steps": 12},
-    "FeynmanKac": {"ensemble_size": 16, "num_steps": 12},
-    "SCG": {"num_steps": 12},
-    "SymplecticAdjoint": {"num_steps": 12},
-    "TweedieMatheron": {"num_steps": 8},
-    "ExactPosterior": {},
-    "HQS": {"num_steps": 12},
-    "REDDiff": {"num_steps": 40},
-    "PosteriorMean": {"num_steps": 1},
-}
-MEASURING = sorted(
-    name
-    for name, kind in Solver.registry.items()
-    if kind.requires.target in ("likelihood", "either")
-    and not kind.requires.counts  # its units are those of counts: tests/test_anscombe.py
-    and kind.__module__.startswith("invguide.")
-)
 
 
 class In(LinearOperator):
@@ -59,15 +37,6 @@ class In(LinearOperator):
         return self.operator.observed()
 
 
-def prior(dtype: torch.dtype) -> ig.priors.Gaussian:
-    i = torch.arange(6.0, dtype=torch.float64)
-    smooth = torch.exp(-((i[:, None] - i) ** 2) / 8) + 0.1 * torch.eye(6, dtype=torch.float64)
-    found = ig.priors.Gaussian(
-        torch.zeros(SHAPE, dtype=dtype), 0.2 * torch.kron(smooth, smooth).to(dtype)
-    )
-    return found
-
-
 def answer(
     solver: Solver[Any], operator: LinearOperator, unit: float, dtype: torch.dtype
 ) -> Tensor:
@@ -77,7 +46,7 @@ def answer(
     result = ig.solve(
         (unit * y).to(dtype),
         In(operator, unit),
-        prior(dtype),
+        small_prior(dtype),
         sigma_y=0.1 * unit,
         solver=solver,
         shape=SHAPE,

@@ -16,7 +16,7 @@ from invguide.bench.protocol import Protocol
 from invguide.errors import InputError
 from invguide.solvers import HQS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

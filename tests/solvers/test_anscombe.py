@@ -183,7 +183,7 @@ class _Half:
 
 
 def test_photon_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"
+    photo = Path(__file__).parents[2] / "invguide" / "data" / "chelsea.png"
     pixels = np.asarray(Image.open(photo).convert("RGB"))
     np.savez(tmp_path / "photos.npz", img_32=np.stack([pixels[:32, :32], pixels[-32:, -32:]]))
     monkeypatch.setattr(photon_counts, "find_spec", lambda name: name)

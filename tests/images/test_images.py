@@ -271,7 +271,7 @@ def test_floats_that_are_not_finite(tmp_path: Path, bad: float):
 @pytest.mark.parametrize("quality", [10, 50, 90])
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "png", "bmp", "tiff"])
 def test_grey_as_colour_is_grey(tmp_path: Path, suffix: str, quality: int):
-    photo = Image.open(Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png")
+    photo = Image.open(Path(__file__).parents[2] / "invguide" / "data" / "chelsea.png")
     Image.merge("RGB", [photo.convert("L")] * 3).save(tmp_path / f"x.{suffix}", quality=quality)
     picture = read_picture(tmp_path / f"x.{suffix}")
     assert (picture.grey, picture.rgb) == (True, True)

@@ -15,7 +15,7 @@ from invguide.diagnostics.metrics import psnr
 from invguide.errors import InputError
 from invguide.solvers import HQS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMON = {"size": 32, "photos": 2, "prior": "natural-tiny", "progress": False}
 
 

@@ -19,7 +19,7 @@ from invguide.restoration import restore as restoration
 from invguide.restoration.likely_noise import LEAST, balance, likely_level
 from tiny import run
 
-PHOTO = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"
+PHOTO = Path(__file__).parents[2] / "invguide" / "data" / "chelsea.png"
 
 
 class White(Prior):

@@ -132,7 +132,7 @@ def test_help_and_version_do_not_wait_for_torch(arguments: str) -> None:
         text=True,
         env=environment,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert done.stdout.splitlines()[-1] == "loaded [] PASSIVE"
 
@@ -147,4 +147,4 @@ def test_the_package_has_all_of_its_names_when_asked() -> None:
         "assert solve is there and invguide.priors.GaussianMixture and invguide.driver.run\n"
         "assert not hasattr(invguide, 'nonsense')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

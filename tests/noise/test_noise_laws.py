@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_units import FEW, MEASURING, prior
 from torch import Tensor
 
 import invguide as ig
@@ -31,6 +30,7 @@ from invguide.operators import GaussianBlur, Identity
 from invguide.problem.problem import Problem
 from invguide.problem.proximal import proximal
 from invguide.solver import Solver
+from small_runs import FEW, MEASURING, small_prior
 
 F64 = torch.float64
 SHAPE, M = (3, 4, 5), 60
@@ -257,7 +257,7 @@ def test_missing_entries_count_for_nothing() -> None:
 
 
 def test_a_masked_measurement_has_the_exact_posterior_of_what_is_known() -> None:
-    shape, source = (1, 6, 6), prior(F64)
+    shape, source = (1, 6, 6), small_prior(F64)
     blur, mask = GaussianBlur(sigma=0.7), (torch.arange(36) % 3 > 0).reshape(shape)
     law = CorrelatedGaussian(0.01 * covariance(36))
     y = blur(randn(1, *shape, seed=5))
@@ -323,7 +323,7 @@ def test_every_solver_takes_every_law_or_names_those_that_do(name: str, law: str
     shape = (1, 6, 6)
     x = 1.5 + 0.4 * randn(1, *shape, seed=6)
     y = 0.05 * torch.poisson(x / 0.05, generator=torch.Generator().manual_seed(0))
-    source = ig.priors.Gaussian(torch.full(shape, 1.5, dtype=F64), prior(F64).covariance)
+    source = ig.priors.Gaussian(torch.full(shape, 1.5, dtype=F64), small_prior(F64).covariance)
     likelihood = Likelihood(GaussianBlur(sigma=0.7), y, LAWS[law])
     problem = Problem(source, likelihood)
     if solver.requires.gaussian * ("Gaussian" not in law or law == "PoissonGaussian") or (

@@ -23,7 +23,7 @@ from invguide.reward import EditReward
 from invguide.rewards import FeatureReward, Motion
 from invguide.solver import Requires
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 

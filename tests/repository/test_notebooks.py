@@ -1,6 +1,6 @@
 """Every notebook runs from nothing, and is committed with the output of one clean run.
 
-`python tests/test_notebooks.py [NAME ...]` runs them and writes their outputs, with the prior that they name.
+`python tests/repository/test_notebooks.py [NAME ...]` runs them and writes outputs, with the prior that they name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LIMIT = 400_000  # bytes of a file with its pictures
 PRIVATE = ("/work", "/tmp", "/home", "/root", "/Users", "site-packages", "Warning")

@@ -11,7 +11,7 @@ from PIL import Image
 from invguide.bench import commands, tasks
 from invguide.errors import InputError, RunError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+GUIDE = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
 
 # In an interpreter of its own: a solver class enters the registry when it is defined.
 USE = """

@@ -19,7 +19,7 @@ from invguide.prior import Prior
 from invguide.priors import Grey, Padded, Tiled
 from tiny import run
 
-PHOTO = Path(__file__).parents[1] / "invguide" / "data" / "chelsea.png"
+PHOTO = Path(__file__).parents[2] / "invguide" / "data" / "chelsea.png"
 
 
 class Colour(Prior):
