@@ -195,12 +195,7 @@ def solve(
 
         assert isinstance(truth, Tensor)  # as its annotation is converted
         truth = check_truth(truth, (problem.num_measurements, *problem.data_shape))
-    result = driver.run(chosen, problem, num_samples, **run)
-    if reason:
-        result.manifest["auto"] = reason
-    assert problem.likelihood is not None
-    result.residual = _residual(problem.likelihood, result)
-    result.reward = _reward_of(problem, result)
+    result = run_prepared(chosen, problem, reason, num_samples, **run)
     if truth is not None:
         from invguide.diagnostics.metrics import compare
 
@@ -262,6 +257,19 @@ def prepare(
     return chosen, problem, reason
 
 
+def run_prepared(
+    solver: Solver[Any], problem: Problem, reason: str, num_samples: int | None, **run: Any
+) -> Result:
+    """Return the result of what `prepare` returned, with all that `solve` adds to that of the driver."""
+    result = driver.run(solver, problem, num_samples, **run)
+    if reason:
+        result.manifest["auto"] = reason
+    if problem.likelihood is not None:
+        result.residual = _residual(problem.likelihood, result)
+        result.reward = _reward_of(problem, result)
+    return result
+
+
 @outside_inference
 @partial(checked, also=driver.run)
 def guide(
@@ -296,10 +304,7 @@ def guide(
     )
     problem = _with_tried_reward(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)
-    result = driver.run(chosen, problem, num_samples, **run)
-    if reason:
-        result.manifest["auto"] = reason
-    return result
+    return run_prepared(chosen, problem, reason, num_samples, **run)
 
 
 def _with_tried_reward(problem: Problem) -> Problem:

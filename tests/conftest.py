@@ -66,7 +66,7 @@ def fixed_seeds() -> None:
 def no_decision_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What load_prior checks, and whether `restore` takes half precision, follow from what a call costs here."""
     monkeypatch.setattr("invguide.priors.doctor.examine.QUICK", float("inf"))
-    monkeypatch.setattr("invguide.restoration.restore.try_half", lambda *_: None)
+    monkeypatch.setattr("invguide.restoration.precision.try_half", lambda *_: None)
 
 
 @pytest.fixture

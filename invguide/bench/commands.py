@@ -181,7 +181,7 @@ def _degrade(case: Case, clean: np.ndarray, folder: Path) -> tuple[list[str], fl
 def _restore(
     tree: Path, pictures: Path, out: Path, arguments: Sequence[str], clean: np.ndarray
 ) -> Run:
-    from invguide.restoration.restore import MANIFEST
+    from invguide.restoration.manifest import MANIFEST
 
     spent, start = _children(), time.perf_counter()
     _command(tree, ["restore", str(pictures), *arguments, "--out", str(out), "--quiet"])

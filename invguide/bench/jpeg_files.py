@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from invguide import api
+from invguide import driver
 from invguide.bench.protocol import Protocol
 from invguide.diagnostics.metrics import psnr
-from invguide.images.reading import read_picture
 from invguide.system.progress import progress_bar
 from invguide.system.tables import Table
 
 if TYPE_CHECKING:
-    from invguide.restoration.restore import Job
+    from invguide.restoration.settings import Job
 
 QUALITIES = (10, 20, 50, 80)
 SAMPLINGS = {"4:2:0": 2, "4:4:4": 0}  # as Pillow counts them
@@ -55,10 +54,7 @@ def jpeg(
     Returns:
         Mean PSNR of 8-bit pictures: the files, one network call at the level of each file's true error, restored.
     """
-    from invguide.restoration.restore import (  # which imports this package, for `plan`
-        Job,
-        Settings,
-    )
+    from invguide.restoration.settings import Job, Settings
 
     truth = Protocol(Path(data), size, photos).truth
     wanted = Settings(
@@ -100,19 +96,12 @@ def _save(photo: Tensor, path: Path, quality: int, subsampling: int) -> None:
 
 
 def _cell(job: Job, path: Path, truth: Tensor) -> dict[str, float]:
-    from invguide.restoration.restore import choose, law_of, measure
+    from invguide.restoration.restore import prepare
 
-    picture = read_picture(path)
-    measured = measure(job, picture, str(path))
-    result = api.solve(
-        measured.y,
-        measured.operator,
-        job.prior,
-        **law_of(measured),
-        solver=choose(job, measured, job.prior)[0],
-        seed=job.settings.seed,
-        device=job.settings.device,
-        progress=False,
+    measured, solver, problem, _ = prepare(job, path)
+    picture = measured.picture
+    result = driver.run(
+        solver, problem, seed=job.settings.seed, device=job.settings.device, progress=False
     )
     restored = result.mean
     prior = job.prior

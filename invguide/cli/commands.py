@@ -331,7 +331,8 @@ def restore(
     )
     from invguide.images.export import picture_name
     from invguide.restoration.folder import restore_folder
-    from invguide.restoration.restore import Job, Settings, restore_picture
+    from invguide.restoration.restore import restore_picture
+    from invguide.restoration.settings import Job, Settings
     from invguide.restoration.single import restore_file
 
     settings = Settings(
@@ -452,7 +453,8 @@ def plan(
     does not suffice.
     """
     from invguide.errors import InputError
-    from invguide.restoration.restore import Job, Settings, plan_picture
+    from invguide.restoration.restore import plan_picture
+    from invguide.restoration.settings import Job, Settings
 
     if not source.exists():
         raise InputError(f"no such file or folder: {source}")

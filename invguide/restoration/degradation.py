@@ -16,7 +16,7 @@ from invguide.forward_operator import Operator
 from invguide.images.reading import Picture, read_picture, write_picture
 from invguide.images.transparency import without_hidden_colours
 from invguide.operators import Identity, Inpainting
-from invguide.restoration.restore import check_writable
+from invguide.restoration.manifest import check_writable
 from invguide.restoration.tasks import Options, find_task
 
 NOISE, QUALITY = 0.05, 20

@@ -11,7 +11,9 @@ import torch
 from invguide.diagnostics.metrics import psnr
 from invguide.images.reading import read_picture
 from invguide.restoration.degradation import degrade_picture
-from invguide.restoration.restore import Job, Settings, check_writable, restore_picture
+from invguide.restoration.manifest import check_writable
+from invguide.restoration.restore import restore_picture
+from invguide.restoration.settings import Job, Settings
 from invguide.restoration.tasks import Options
 
 PHOTO = Path(__file__).parents[1] / "data" / "chelsea.png"

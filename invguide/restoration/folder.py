@@ -10,14 +10,9 @@ import torch
 
 from invguide.errors import CheckpointError, InputError, InvguideError, RunError
 from invguide.images.picture_files import readable
-from invguide.restoration.restore import (
-    WAYS,
-    Job,
-    check_writable,
-    compare_settings,
-    finished_settings,
-    restore_picture,
-)
+from invguide.restoration.manifest import WAYS, check_writable, compare_settings, finished_settings
+from invguide.restoration.restore import restore_picture
+from invguide.restoration.settings import Job
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from invguide.images.export import export
 from invguide.images.reading import read_picture
-from invguide.restoration.restore import Job, check_writable, restore_picture
+from invguide.restoration.manifest import check_writable
+from invguide.restoration.restore import restore_picture
+from invguide.restoration.settings import Job
 
 
 def restore_file(job: Job, source: Path, out: Path, *, resume: bool) -> None:

@@ -23,7 +23,8 @@ from invguide.blackbox.work import Reply
 from invguide.blackbox.workers import ByValue, Foreign, Pool, Processes, pack
 from invguide.errors import InputError, require
 from invguide.restoration.folder import Row, plan_folder, restore_guarded
-from invguide.restoration.restore import Job, Settings, fastest_precision
+from invguide.restoration.precision import fastest_precision
+from invguide.restoration.settings import Job, Settings
 from invguide.system.progress import progress_bar
 from invguide.system.threads import shared_among
 

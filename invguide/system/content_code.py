@@ -135,7 +135,7 @@ def _imports_of(code: CodeType) -> dict[str, bytes]:
     for instruction in dis.get_instructions(code):
         name = str(instruction.argval)
         root = name.partition(".")[0]
-        if instruction.opname != "IMPORT_NAME" or root in {__package__, *sys.stdlib_module_names}:
+        if instruction.opname != "IMPORT_NAME" or root in {"invguide", *sys.stdlib_module_names}:
             continue
         try:
             spec = find_spec(name)
@@ -172,7 +172,7 @@ def _library_folders() -> tuple[str, ...]:
 def installed(name: str) -> bool:
     """Whether a module belongs to Python, to this package or to another installed one, so that its name says enough."""
     root = name.partition(".")[0]
-    if root == __package__ or root in sys.stdlib_module_names:
+    if root == "invguide" or root in sys.stdlib_module_names:
         return True
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)

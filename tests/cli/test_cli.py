@@ -20,6 +20,7 @@ from invguide.diagnostics.metrics import psnr
 from invguide.images.reading import encode_png, read_picture, write_picture
 from invguide.operators import GaussianBlur, Grayscale
 from invguide.priors.checkpoints.embedded import EMBEDDED, load_embedded, weights_path
+from invguide.restoration import measure
 from invguide.restoration import restore as restoration
 from invguide.restoration.demo import PHOTO
 from invguide.restoration.tasks import TASKS, Options, find_task
@@ -332,8 +333,8 @@ def test_folder_goes_on_where_it_stopped(
     (folder / "c.png").unlink()
     (out / "b.jpg" / "manifest.json").unlink()  # as if it had been interrupted
     solved = []
-    solve = restoration._solve
-    monkeypatch.setattr(restoration, "_solve", lambda *a: solved.append(1) or solve(*a))
+    solve = restoration._run
+    monkeypatch.setattr(restoration, "_run", lambda *a: solved.append(1) or solve(*a))
     printed = run(*arguments)
     assert len(solved) == 1
     assert printed.count("done already") == 4  # two lines, two rows of the table
@@ -389,8 +390,8 @@ def test_tiles_on_request_and_for_large_pictures(
     arrays = {}
     for name, more in (("whole", ("--tile", 0)), ("tiles", ("--tile", 32)), ("auto", ())):
         if name == "auto":
-            monkeypatch.setattr(restoration, "WHOLE", 40 * 48 - 1)
-            monkeypatch.setattr(restoration, "LARGE_TILE", 32)
+            monkeypatch.setattr(measure, "WHOLE", 40 * 48 - 1)
+            monkeypatch.setattr(measure, "LARGE_TILE", 32)
         printed = run(*base, *more, "--arrays", "--out", tmp_path / name)
         assert ("tiles     32 x 32, overlap 8" in printed) == (name != "whole")
         assert manifest(tmp_path / name)["restore"]["tile"] == (more[1] if more else "auto")

@@ -26,7 +26,8 @@ from invguide.priors.networks.unet import UNet
 from invguide.priors.wrappers.padding import Padded
 from invguide.restoration.folder import list_pictures
 from invguide.restoration.masks import read_mask
-from invguide.restoration.restore import Job, Settings, restore_picture
+from invguide.restoration.restore import restore_picture
+from invguide.restoration.settings import Job, Settings
 
 RAMP = np.linspace(0.2, 0.8, 40 * 48).reshape(40, 48)
 PHOTO = np.stack([255 * RAMP, 255 * RAMP[::-1], 255 * RAMP[:, ::-1]], -1).astype(np.uint8)

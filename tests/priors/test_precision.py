@@ -12,12 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from invguide.engine.checkpoint import saved_identity
-from invguide.errors import InputError
+from invguide.errors import InputError, RunError
 from invguide.prior import Prior
 from invguide.priors.network import NetworkPrior, from_network
 from invguide.priors.precision import LOSS, try_half
-from invguide.restoration import restore as restoration
-from invguide.restoration.restore import Job, Settings, restore_picture
+from invguide.restoration import precision as trying
+from invguide.restoration.manifest import CHECKPOINT, MANIFEST
+from invguide.restoration.restore import restore_picture
+from invguide.restoration.settings import Job, Settings
 
 
 class Timed(nn.Module):
@@ -110,7 +112,7 @@ def test_runs_record_their_precision_and_go_on_in_it(
         solver="HQS",
         solver_settings={"num_steps": 12},
     )
-    monkeypatch.setattr(restoration, "TRIAL_WORK", 1)
+    monkeypatch.setattr(trying, "TRIAL_WORK", 1)
 
     def job(fastest: str) -> Job:
         return Job.prepare(settings, lambda _: None, False, fastest=fastest)
@@ -125,16 +127,16 @@ def test_runs_record_their_precision_and_go_on_in_it(
     real = NetworkPrior.denoise
     with monkeypatch.context() as patch:
         patch.setattr(NetworkPrior, "denoise", interrupt)
-        with pytest.raises(restoration.RunError, match="interrupted"):
+        with pytest.raises(RunError, match="interrupted"):
             restore_picture(job("bf16"), tmp_path / "a.png", tmp_path / "out", resume=False)
-    assert saved_identity(tmp_path / "out" / restoration.CHECKPOINT)["precision"] == "bf16"
+    assert saved_identity(tmp_path / "out" / CHECKPOINT)["precision"] == "bf16"
     # Today's trial says otherwise: the run goes on as it began.
     resumed = restore_picture(job("fp32"), tmp_path / "a.png", tmp_path / "out", resume=True)
     whole = restore_picture(job("bf16"), tmp_path / "a.png", tmp_path / "whole", resume=False)
     assert resumed is not None
     assert whole is not None
     assert torch.equal(resumed.samples, whole.samples)
-    manifest = json.loads((tmp_path / "out" / restoration.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["precision"] == "bf16"
     assert manifest["restore"]["precision"] == "auto"
     fresh = restore_picture(job("fp32"), tmp_path / "a.png", tmp_path / "fresh", resume=False)
@@ -144,11 +146,11 @@ def test_runs_record_their_precision_and_go_on_in_it(
 
 def test_short_runs_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.full((32, 32, 3), 99, np.uint8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(restoration, "try_half", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(trying, "try_half", lambda *_: pytest.fail("tried"))
     settings = Settings(
         "deblur", sigma_y=0.1, prior="natural-tiny", solver="HQS", solver_settings={"num_steps": 2}
     )
     job = Job.prepare(settings, lambda _: None, False)
     restore_picture(job, tmp_path / "a.png", tmp_path / "out", resume=False)
-    manifest = json.loads((tmp_path / "out" / restoration.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["precision"] == "fp32"

@@ -22,7 +22,7 @@ from invguide.cli.commands import app
 from invguide.errors import InputError
 from invguide.restoration import workers as farm
 from invguide.restoration.demo import PHOTO
-from invguide.restoration.restore import Settings
+from invguide.restoration.settings import Settings
 from invguide.restoration.workers import Restorer, environments
 
 QUICK = ("--task", "denoise", "--prior", "natural-tiny", "--steps", "3", "--sigma-y", "0.05")
