@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import invguide as ig
 from invguide import driver, planning
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import CompatibilityError, InputError
 from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from typer.testing import CliRunner
 
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -1,5 +1,6 @@
 """The command `invguide`."""
 
-from invguide.cli.commands import app, main
+from invguide.cli.commands import main
+from invguide.cli.terminal import app
 
 __all__ = ["app", "main"]

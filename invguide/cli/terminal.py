@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -83,6 +85,16 @@ def reporting() -> Iterator[None]:
         raise typer.Exit(RUN_FAILED) from None
 
 
+app = typer.Typer(
+    cls=Group,
+    help="Restore pictures with a diffusion prior, and show how sure the result is.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
 def command(name: str, parent: typer.Typer) -> Callable[[Callable[..., None]], Any]:
     """Register a function as a command of `parent` that reports its errors."""
 
@@ -108,3 +120,27 @@ def pairs(items: Iterable[str] | None, option: str, example: str) -> dict[str, s
             raise InputError(f"{option} {item!r}; expected NAME=VALUE, such as {option} {example}")
         pairs[name.replace("-", "_")] = value
     return pairs
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def print_entry(name: str, details: Iterable[str], lines: Iterable[str]) -> None:
+    width = min(110, max(60, shutil.get_terminal_size((100, 24)).columns)) - 4
+    print(f"{name}  [{', '.join(filter(None, details))}]")
+    for line in filter(None, lines):
+        print(textwrap.indent(textwrap.fill(line, width), "    "))
+    print()
+
+
+def print_table(
+    head: tuple[str, ...], rows: list[tuple[str, ...]], say: Callable[[str], None]
+) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [
+            c.rjust(w) if i in (2, 3) else c.ljust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())

@@ -276,7 +276,7 @@ class NetworkPrior(Prior):
         Returns:
             A report that prints as a table and a verdict; `fits` is True where all is well.
         """
-        from invguide.priors.doctor import examine
+        from invguide.priors.doctor.examine import examine
 
         return examine(self, images, condition=condition)
 

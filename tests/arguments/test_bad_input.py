@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import CheckpointError, CompatibilityError, InputError, ShapeError
 from invguide.forward_operator import Operator
 from invguide.operators import Blur, GaussianBlur, Identity, Inpainting

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import CheckpointError, InputError
 from invguide.images import picture_files
 from invguide.images import reading as images
@@ -262,10 +262,10 @@ def test_a_mask_that_is_upside_down(tmp_path: Path, recwarn: pytest.WarningsReco
 
 
 def test_a_run_of_hours_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from invguide.restoration import restore as restoration
+    from invguide.restoration import patience
 
-    monkeypatch.setattr(restoration, "LONG_WORK", 1)
-    monkeypatch.setattr(restoration, "HOUR", 1e-9)
+    monkeypatch.setattr(patience, "LONG_WORK", 1)
+    monkeypatch.setattr(patience, "HOUR", 1e-9)
     Image.fromarray(PHOTO).save(tmp_path / "a.png")
     settings = Settings(
         "denoise", sigma_y=0.05, prior="natural-tiny", solver_settings={"num_steps": 2}
@@ -284,7 +284,7 @@ def test_a_run_of_hours_is_asked_about(tmp_path: Path, monkeypatch: pytest.Monke
 def test_plan_takes_every_option_of_restore():
     import inspect
 
-    from invguide.cli import app as cli
+    from invguide.cli import restore as cli
 
     restore, plan = (set(inspect.signature(f).parameters) for f in (cli.restore, cli.plan))
     assert restore == plan

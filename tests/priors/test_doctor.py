@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior
 from invguide.priors import GaussianField, GaussianMixture, NetworkPrior, from_network
 from invguide.priors import known_images as pictures
-from invguide.priors.doctor import examine
 from invguide.priors.doctor.convention import Convention
-from invguide.priors.doctor.examine import linear_error
+from invguide.priors.doctor.examine import examine, linear_error
 from invguide.priors.known_images import known_images
 from invguide.priors.network import cosine_betas, linear_betas, scaled_linear_betas
 from invguide.priors.networks.adm import Attention

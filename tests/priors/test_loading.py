@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import invguide as ig
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import CheckpointError, InputError
 from invguide.priors.checkpoints import loading
 from invguide.priors.checkpoints.adm import PRESETS
@@ -234,6 +234,6 @@ def test_a_denoiser_without_weights_was_not_trained_and_is_not_doubted(
 ) -> None:
     """The doctor compares with the posterior mean, which total variation is not."""
     deepinv = pytest.importorskip("deepinv")
-    monkeypatch.setattr("invguide.priors.doctor.examine", None)
+    monkeypatch.setattr("invguide.priors.doctor.examine.examine", None)
     prior = ig.load_prior(deepinv.models.TVDenoiser())
     assert prior.denoise(torch.rand(1, 3, 32, 32), 0.1).shape == (1, 3, 32, 32)

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import invguide.solvers
 from invguide import Likelihood, Problem, driver
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.noise import Poisson
 from invguide.operators import Identity
 from invguide.priors import Gaussian, from_network

@@ -15,7 +15,7 @@ from invguide.images.noise_level import estimate_noise
 from invguide.images.reading import read_picture, write_picture
 from invguide.numerics.linear import per_sample
 from invguide.prior import Prior
-from invguide.restoration import restore as restoration
+from invguide.restoration import measure
 from invguide.restoration.likely_noise import LEAST, balance, likely_level
 from tiny import run
 
@@ -80,7 +80,7 @@ def test_texture_is_not_taken_for_noise(tmp_path: Path, monkeypatch: pytest.Monk
     high = estimate_noise(photo)._replace(
         sigma=0.04, chroma=0.004, compression=0.0, trusted=True, reason=""
     )
-    monkeypatch.setattr(restoration, "estimate_noise", lambda *a: high)
+    monkeypatch.setattr(measure, "estimate_noise", lambda *a: high)
     out = tmp_path / "out"
     base = ("restore", tmp_path / "y.png", "--task", "denoise", "--precision", "fp32")
     printed = run(*base, "--out", out)
@@ -96,5 +96,5 @@ def test_texture_is_not_taken_for_noise(tmp_path: Path, monkeypatch: pytest.Monk
     )
     assert wrong < noisy <= ours
     even = high._replace(chroma=0.04)  # of colours as of brightness: noise, be it white or not
-    monkeypatch.setattr(restoration, "estimate_noise", lambda *a: even)
+    monkeypatch.setattr(measure, "estimate_noise", lambda *a: even)
     assert "sigma_y   0.04 (estimated)" in run(*base, "--out", tmp_path / "even")

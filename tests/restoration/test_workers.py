@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from invguide.blackbox.ledger import Ledger
 from invguide.blackbox.pool import evaluate
 from invguide.blackbox.workers import Processes, pack
-from invguide.cli.commands import app
+from invguide.cli.terminal import app
 from invguide.errors import InputError
 from invguide.restoration import workers as farm
 from invguide.restoration.demo import PHOTO

@@ -35,7 +35,10 @@ class White(Prior):
     shape: tuple[int | None, ...] = (1, None, None)
     sigma_min, sigma_max, sigma_data, symmetric = 0.01, 50.0, 1.0, True
     scale, shift = 0.5, 0.5
-    dtype = torch.float64
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
 
     def denoise(self, x: Tensor, sigma: Tensor | float, **condition: Tensor) -> Tensor:
         return x / (1 + per_sample(sigma, x) ** 2)

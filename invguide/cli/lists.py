@@ -1,0 +1,108 @@
+"""Commands that list what there is: solvers, operators, priors."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from invguide.cli.terminal import app, command, print_entry
+
+
+@command("solvers", app)
+def solvers() -> None:
+    """List the solvers, what each needs, and how it errs."""
+    import invguide.solvers  # noqa: F401  fills the registry
+    from invguide.solver import Solver
+
+    for name, kind in sorted(Solver.registry.items()):
+        summary, bias = _docstring(kind)
+        defaults = f"{kind.num_steps} steps" if isinstance(kind.num_steps, int) else ""
+        print_entry(
+            name, [_needs(kind.requires), defaults], [summary, f"Bias: {bias}" if bias else ""]
+        )
+
+
+def _docstring(thing: Any) -> tuple[str, str]:
+    """The first sentence of a docstring, and its Bias section on one line."""
+    text = textwrap.dedent("    " + (thing.__doc__ or "")).strip()
+    summary = " ".join(text.split("\n\n")[0].split())
+    _, found, rest = text.partition("Bias:")
+    lines = []
+    for line in rest.splitlines()[1:] if found else ():
+        if line.strip() and not line.startswith((" ", "\t")):
+            break
+        lines.append(line)
+    return summary, " ".join(" ".join(lines).split())
+
+
+def _needs(requires: Any) -> str:
+    """What a solver needs, in words."""
+    target = {
+        "likelihood": "a measurement",
+        "reward": "a reward",
+        "either": "a measurement or a reward",
+        "none": "nothing but the prior",
+    }[requires.target]
+    if requires.target == "none":
+        return f"needs {target}"
+    parts = [target]
+    if requires.linear:
+        parts.append("a linear operator")
+    elif requires.gradient:
+        parts.append("a differentiable operator")
+    if requires.prior_vjp:
+        parts.append("gradients of the prior")
+    text = "needs " + ", ".join(parts)
+    if not requires.gradient and not requires.linear:
+        text += "; black boxes are fine"
+    return text + ("; the samples are one ensemble" if requires.ensemble else "")
+
+
+@command("operators", app)
+def operators() -> None:
+    """List the forward operators and the tasks of `restore`."""
+    import inspect
+
+    import invguide.operators as package
+    from invguide.forward_operator import LinearOperator
+    from invguide.restoration.tasks import TASKS
+
+    for name in package.__all__:
+        kind = getattr(package, name)
+        linear = "linear" if issubclass(kind, LinearOperator) else "nonlinear"
+        if name == "Composition":
+            linear = "linear if its parts are"
+        own = "__init__" in {
+            m for k in kind.__mro__ if k.__module__.startswith("invguide") for m in vars(k)
+        }
+        arguments = list(inspect.signature(kind.__init__).parameters.values())[1:] if own else []
+        call = (
+            f"{name}({', '.join(str(a).split(':')[0].split('=')[0].strip() for a in arguments)})"
+        )
+        print_entry(call, [linear], [_docstring(kind)[0]])
+    print("Tasks of `invguide restore`:")
+    for task in TASKS.values():
+        takes = " ".join("--" + o.replace("_", "-") for o in task.options)
+        print(f"  {task.name:<17} {task.summary}{': ' if takes else ''}{takes}")
+
+
+@command("priors", app)
+def priors() -> None:
+    """List the priors that ship with the package, the kinds that can be loaded, and public checkpoints."""
+    from invguide.priors.checkpoints.catalogue import PUBLIC, RECOGNISED
+    from invguide.priors.checkpoints.embedded import EMBEDDED, weights_path
+
+    for entry in EMBEDDED.values():
+        path = weights_path(entry.name)
+        card = path.with_suffix(".md")
+        size = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "weights missing"
+        details = [size, f"noise levels {entry.sigma_min:g} to {entry.sigma_max:g}"]
+        lines = [entry.description[0].upper() + entry.description[1:]]
+        lines.append(f"Card: {card}" if card.exists() else "No model card")
+        print_entry(entry.name, details, lines)
+    print("Whatever else holds a pretrained network (no code of a file is run):\n")
+    for known in RECOGNISED:
+        print_entry(known.name, [known.line], [known.description])
+    print("Public checkpoints:\n")
+    for known in PUBLIC:
+        print_entry(known.name, [known.line], [known.description])
