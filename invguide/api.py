@@ -22,7 +22,8 @@ from invguide.noise import NoiseModel
 from invguide.numerics.trial import adjoint_defect, adjoint_limit
 from invguide.policy import choose
 from invguide.prior import Prior
-from invguide.problem.problem import GREY, Problem
+from invguide.problem.problem import Problem
+from invguide.problem.shapes import GREY
 from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise

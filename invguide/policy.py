@@ -69,7 +69,7 @@ def _for_measurement(problem: Problem, num_samples: int | None) -> Iterator[Choi
             yield Choice(s.HQS(lam=1.0), reason)
     else:
         yield Choice(s.ExactPosterior(), f"{closed}, drawn from")
-        if problem.orthonormal:
+        if problem.direct is not None:
             reason = "y is the signal with noise: the prior's sampler, from that noise level on"
         else:
             reason = "linear operator, Gaussian noise, several samples: best calibrated"

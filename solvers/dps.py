@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invguide.arguments.rules import Count, NonNegative, OneOf
 from invguide.numerics.linear import per_sample
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 from invguide.reverse import ddim
 from invguide.rng import Noise
 from invguide.sampling.step_size import guided_strength
@@ -95,13 +95,15 @@ class DPS(Solver[DPSState]):
             x = ddim(state.x, denoised, a, b, noise(), self.eta)
         return DPSState(x, denoised), DPSInfo(a, guidance.chi2, guidance.log_prob)
 
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         """Factor of the gradient that is added to D, (B,)."""
         if self.weight == "likelihood":
             return torch.full_like(guidance.chi2, self.guidance_scale * a**2)
         return guided_strength(problem, guidance, a, b, self.guidance_scale)
 
-    def _official_shift(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _official_shift(
+        self, problem: Problem, guidance: TargetGradient, a: float, b: float
+    ) -> Tensor:
         sigma_y = problem.require_sigma_y("DPS(weight='official')")
         # grad |r| = -sigma_y^2 grad log p / |r|, and |r| = sigma_y sqrt(-2 log p).
         norm = (-2 * guidance.log_prob).clamp_min(1e-12).sqrt()

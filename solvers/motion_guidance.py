@@ -11,7 +11,7 @@ from torch import Tensor
 from invguide.arguments.rules import Count, NonNegative, OneOf, PositiveOrInfinite
 from invguide.errors import CompatibilityError, ShapeError
 from invguide.numerics.linear import norm, per_sample
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 from invguide.reverse import ddim, renoise
 from invguide.reward import EditReward
 from invguide.rng import Noise
@@ -112,7 +112,7 @@ class MotionGuidance(Solver[MotionGuidanceState]):
             )
         return problem.prior.to_normalised(edit.source.to(x)), edit.edit_mask.to(x)
 
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         """Factor of the gradient that is added to D, (B,)."""
         if self.weight == "adaptive":
             return guided_strength(problem, guidance, a, b, self.guidance_scale)

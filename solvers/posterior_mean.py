@@ -57,18 +57,21 @@ class PosteriorMean(Solver[PosteriorMeanState]):
     num_steps: Count = 1
 
     def init(self, problem: Problem, noise: Noise) -> PosteriorMeanState:
-        blank = 0 * problem.whole_signal()
+        direct = problem.direct
+        assert direct is not None
+        blank = 0 * direct.signal
         return PosteriorMeanState(blank, blank)
 
     def step(
         self, problem: Problem, state: PosteriorMeanState, k: int, noise: Noise
     ) -> tuple[PosteriorMeanState, PosteriorMeanInfo]:
         turn = k % SYMMETRIES if problem.prior.symmetric else 0
-        level, sigma = problem.whole_signal_level(), problem.whole_signal_noise()
-        view = turn_image(problem.whole_signal(), turn)
-        denoised = denoise_at(problem.denoise, view, sigma, problem.prior.sigma_min)
+        direct = problem.direct
+        assert direct is not None
+        view = turn_image(direct.signal, turn)
+        denoised = denoise_at(problem.denoise, view, direct.noise, problem.prior.sigma_min)
         total = state.total + turn_back(denoised, turn)
-        return PosteriorMeanState(total, total / (k + 1)), PosteriorMeanInfo(level)
+        return PosteriorMeanState(total, total / (k + 1)), PosteriorMeanInfo(direct.level)
 
     def estimate(self, state: PosteriorMeanState) -> Tensor:
         return state.denoised

@@ -12,7 +12,7 @@ from invguide.adjoint.symplectic import guide_through
 from invguide.arguments.rules import Count, NonNegative, OneOf
 from invguide.numerics.linear import norm, per_sample
 from invguide.numerics.tableaus import METHODS
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
 from invguide.sampling.step_size import guided_strength
@@ -119,7 +119,7 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
         )
         return [*levels, 0.0]
 
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         """Factor of the gradient that is added to D, (B,)."""
         if self.weight == "likelihood":
             return torch.full_like(guidance.log_prob, self.guidance_scale * a**2)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from invguide.arguments.rules import Count
 from invguide.numerics.linear import inner, per_sample
-from invguide.problem.problem import Problem, WhitenedLinear
+from invguide.problem.problem import Problem
+from invguide.problem.whitened_map import WhitenedLinear
 from invguide.rng import Noise
 from invguide.sampling.twist import Tangent
 from invguide.schedule import split_levels
@@ -79,11 +80,10 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
         top = problem.top
         x = problem.begin(top, noise("init"))
         start = torch.full_like(x.flatten(1)[:, 0], top)
-        if problem.orthonormal and problem.start is None:
-            level = problem.whole_signal_level()
-            direct = level <= top
-            start = torch.where(direct, level, start)
-            x = torch.where(per_sample(direct, x) > 0, problem.whole_signal(), x)
+        if problem.start is None and (direct := problem.direct) is not None:
+            known = direct.level <= top
+            start = torch.where(known, direct.level, start)
+            x = torch.where(per_sample(known, x) > 0, direct.signal, x)
         return TweedieMatheronState(x, torch.zeros_like(x), start)
 
     def step(

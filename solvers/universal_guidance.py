@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invguide.arguments.rules import Count, CountOrNone, NonNegative, OneOf, Positive
 from invguide.numerics.linear import per_sample
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 from invguide.reverse import ddim, renoise
 from invguide.rng import Noise
 from invguide.sampling.ascent import adam_ascent, conjugate_ascent
@@ -103,7 +103,7 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
         denoised = guidance.denoised + strength * guidance.gradient
         return denoised, UniversalGuidanceInfo(a, guidance.chi2, guidance.log_prob)
 
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         """Factor of the gradient that is added to D, (B,)."""
         if self.weight == "likelihood":
             return torch.full_like(guidance.log_prob, self.guidance_scale * a**2)

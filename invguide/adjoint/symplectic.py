@@ -26,7 +26,7 @@ from invguide.errors import InputError, ShapeError
 from invguide.numerics.linear import norm
 from invguide.numerics.tableaus import Step, make_steps
 from invguide.prior import Prior
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 
 # ---- forwards and backwards
 
@@ -209,7 +209,7 @@ def rollout_in(
 
 def guide_through(
     problem: Problem, x: Tensor, sigmas: Sequence[float], method: str = "euler"
-) -> tuple[Tensor, Guidance]:
+) -> tuple[Tensor, TargetGradient]:
     """Return D(x; sigmas[0]), and `problem.guide` with the end of a roll-out in the place of D.
 
     A single step to 0 is the denoiser itself. Else the network is called twice for each stage, once of them for a vjp.
@@ -223,7 +223,7 @@ def guide_through(
         end = _apply(_counted(problem, seen), make_steps(sigmas, method), 1, (), x)
     log_prob, chi2, slope = problem.gradient(end)
     (gradient,) = torch.autograd.grad(end, x, slope)
-    return seen[0], Guidance(end.detach(), log_prob, chi2, slope, gradient)
+    return seen[0], TargetGradient(end.detach(), log_prob, chi2, slope, gradient)
 
 
 def _counted(problem: Problem, seen: list[Tensor]) -> Denoiser:

@@ -1,5 +1,6 @@
 """A measurement, or a reward, or both, with the prior: what solvers see."""
 
-from invguide.problem.problem import Counters, Guidance, Problem, WhitenedLinear
+from invguide.problem.problem import Counters, Problem, TargetGradient
+from invguide.problem.whitened_map import WhitenedLinear
 
-__all__ = ["Counters", "Guidance", "Problem", "WhitenedLinear"]
+__all__ = ["Counters", "Problem", "TargetGradient", "WhitenedLinear"]

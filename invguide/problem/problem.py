@@ -13,22 +13,22 @@ from torch import Tensor
 
 from invguide.arguments.checks import Checked
 from invguide.arguments.rules import Shape
-from invguide.errors import InputError, InvguideError, RunError, ShapeError
+from invguide.errors import InputError, RunError
 from invguide.forward_operator import (
     LinearOperator,
     Operator,
-    multiple_of_identity,
-    orthonormal_scale,
 )
 from invguide.likelihood import Likelihood
-from invguide.noise import CountingLaw, Gaussian, GaussianLaw
+from invguide.noise import Gaussian, GaussianLaw
 from invguide.noise.counts import Counts
-from invguide.numerics.linear import inner, norm, per_sample
 from invguide.prior import Prior
 from invguide.problem.data_size import SharedSize, measured_size, of_first
+from invguide.problem.direct import Direct, counted_picture, direct_measurement, scale_of_transform
+from invguide.problem.gain import gain_of, noise_in_signals
 from invguide.problem.proximal import ACCURACY, proximal
 from invguide.problem.seen import Seen
-from invguide.problem.whitened_map import WhitenedMap
+from invguide.problem.shapes import condition_rows, resolve_shape, starting_point
+from invguide.problem.whitened_map import WhitenedLinear, WhitenedMap
 from invguide.reward import Reward, terms
 from invguide.schedule import Schedule, level_list
 from invguide.system.surroundings import usable
@@ -39,11 +39,6 @@ from invguide.system.surroundings import usable
 OPEN = 0.5
 
 R = TypeVar("R", bound=Reward)
-
-GREY = (
-    "y is grey and the prior one of colour pictures: take ig.priors.Grey(prior), or operators.Grayscale() for an x in "
-    "colour"
-)
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Counters:
         self.network, self.vjp, self.forward = other.network, other.vjp, other.forward
 
 
-class Guidance(NamedTuple):
+class TargetGradient(NamedTuple):
     """What one differentiated denoiser call tells."""
 
     denoised: Tensor  # D(x), (B, *shape)
@@ -67,47 +62,6 @@ class Guidance(NamedTuple):
     chi2: Tensor  # at D, (B,); NaN without a noise level
     slope: Tensor  # d log target / d D, (B, *shape)
     gradient: Tensor  # d log target / d x = J^T slope, (B, *shape)
-
-
-class WhitenedLinear:
-    """L^-1 (y - A x) as an affine function of x in normalised units, for a linear operator and Gaussian noise."""
-
-    def __init__(self, likelihood: Likelihood, prior: Prior) -> None:
-        self.likelihood, self.prior = likelihood, prior
-        self.white = WhitenedMap(likelihood)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """(B, *shape) -> (B, *y_shape)."""
-        return self.white.residual(self.prior.to_data(x))
-
-    def forward(self, v: Tensor) -> Tensor:
-        """Of a change of x."""
-        return self.white(self.prior.scale * v)
-
-    def adjoint(self, u: Tensor) -> Tensor:
-        return self.prior.scale * self.white.adjoint(u)
-
-    def draw(self, noise: Callable[..., Tensor], purpose: str) -> Tensor:
-        """Whitened measurement noise, (B, *y_shape), 0 where nothing is observed; a complex one has two parts."""
-        y = self.likelihood.y
-        e = noise(purpose, tuple(y.shape[1:]))
-        if y.is_complex():
-            e = torch.complex(e, noise(f"{purpose}, imaginary", tuple(y.shape[1:])))
-        return self.likelihood.only_known(e)
-
-    def precondition(self, u: Tensor, variance: Tensor) -> Tensor:
-        """About (I + variance A A* / sigma_y^2)^-1 u, variance (B,), normalised; u where no one sigma_y holds for y.
-
-        Exact where the operator can solve in closed form, else to a relative residual of 0.05: steps of conjugate
-        gradients that are preconditioned so need no more.
-        """
-        sigma = self.white.noise.one_sigma
-        if sigma is None:
-            return u
-        ridge = (sigma / self.prior.scale) ** 2 / variance
-        near = 0.05 * inner(u, u).sqrt() / (2 * ridge.sqrt())
-        solved = self.white.operator.solve_within(u, ridge, near) * per_sample(ridge, u.real)
-        return self.likelihood.only_known(solved) if self.likelihood.masked else solved
 
 
 class Problem(metaclass=Checked):
@@ -142,61 +96,29 @@ class Problem(metaclass=Checked):
         self.prior, self.likelihood, self.reward = prior, likelihood, reward
         rows = 1 if likelihood is None else len(likelihood.y)
         self.condition = {
-            name: usable(_condition_rows(name, value, None if likelihood is None else rows))
+            name: usable(condition_rows(name, value, None if likelihood is None else rows))
             for name, value in (condition or {}).items()
         }
         self.counters = Counters()
         self.batch_size: int | None = None  # rows in one network call; None: all of them
         self.size = SharedSize(self.condition)
-        self._orthonormal: float | None = None  # its scale, 0 where it is not; None: not yet asked
+        self._scale: float | None = (
+            None  # of an orthonormal operator, 0 if it is none; None: not yet asked
+        )
         self._own_step: bool | None = None
         self._gain: Tensor | None = None
         exact = torch.promote_types(prior.dtype, torch.float32)
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
-        self.shape = _resolve_shape(prior, likelihood, shape)
+        self.shape = resolve_shape(prior, likelihood, shape)
         self.num_measurements = rows
         self.origin = torch.arange(rows)  # the measurement of each row
         self.seen: Seen | None = None  # what the target answers, where somebody wants to know
-        self.start, self.top = self._begin_at(init, init_noise)
+        self.start, self.top = starting_point(self, init, init_noise)
 
     def _with(self, **changes: Any) -> Problem:
         part = self.__new__(type(self))
         vars(part).update(self.__dict__, **changes)
         return part
-
-    def _begin_at(
-        self, init: Tensor | np.ndarray | None, init_noise: float | None
-    ) -> tuple[Tensor | None, float]:
-        """Where a run begins, normalised units, (B, *shape), and the highest level of its schedules."""
-        prior, top = self.prior, self.prior.sigma_max
-        if init is None and init_noise is None:
-            return None, top
-        if init is None or init_noise is None:
-            raise InputError(
-                "init and init_noise belong together: clean signals to start from, and the standard deviation of the "
-                "noise added to them, data units (0.3 changes details of pictures in [0, 1], 1 nearly all)"
-            )
-        if not prior.affine:
-            raise InputError(
-                "init= with a prior of latents: it would have to be encoded; leave it out"
-            )
-        level = float(init_noise) / prior.scale
-        if not prior.sigma_min < level <= top:
-            raise InputError(
-                f"init_noise is {float(init_noise):g}; expected a standard deviation above "
-                f"{prior.sigma_min * prior.scale:g} and at most {top * prior.scale:g}, data units"
-            )
-        start = torch.as_tensor(init).to(self.like)
-        wanted = (self.num_measurements, *self.data_shape)
-        if start.shape == wanted[1:]:
-            start = start[None]
-        if start.shape[1:] != wanted[1:] or len(start) not in (1, wanted[0]):
-            raise ShapeError(
-                f"init has shape {tuple(start.shape)}; expected clean signals {wanted}, one per measurement"
-            )
-        if not bool(start.isfinite().all()):
-            raise InputError("init has NaN or infinite values; expected clean signals, data units")
-        return prior.to_normalised(start).expand(wanted[0], *start.shape[1:]), level
 
     def with_reward(self, reward: Reward | None) -> Problem:
         """Return the problem with another reward, or none; the counters are shared."""
@@ -356,7 +278,7 @@ class Problem(metaclass=Checked):
 
     def guide(
         self, x: Tensor, sigma: Tensor | float, keep: Callable[[Tensor], Tensor] | None = None
-    ) -> Guidance:
+    ) -> TargetGradient:
         """Denoise x and differentiate the log target at D(x) with respect to x: one network call and one vjp.
 
         `keep` changes D before the target sees it, such as to what is known of it.
@@ -368,7 +290,7 @@ class Problem(metaclass=Checked):
             log_prob, chi2 = self.evaluate(denoised)
             self.counters.vjp += len(x)
             slope, gradient = _gradient(log_prob, denoised, x)
-        return Guidance(denoised.detach(), log_prob.detach(), chi2, slope, gradient)
+        return TargetGradient(denoised.detach(), log_prob.detach(), chi2, slope, gradient)
 
     def prox(self, x0: Tensor, sigma: Tensor | float) -> Tensor:
         """argmin_z -log p(y | z) + |z - x0|^2 / (2 sigma^2); sigma in normalised units, () or (B,).
@@ -425,47 +347,12 @@ class Problem(metaclass=Checked):
         the median, where some may stand for no value at all; of others the root mean square weighted by the variance:
         that of the bright parts, for counts.
         """
-        if self.likelihood is None or not self.prior.affine:
-            return None
-        law, y = self.likelihood.noise, self.y
-        sigma = law.sigma(y, y)
-        if sigma is None or law.squares(y, y) is None:
-            return None
-        sigma = sigma.expand(y.shape).flatten(1).contiguous()  # median misreads expanded ones
-        if isinstance(law, GaussianLaw):
-            sigma = sigma.median(1).values
-        else:
-            scale = sigma.amax(1, keepdim=True)
-            known = self.likelihood.only_known(torch.ones_like(y.real)).flatten(1)
-            square = known * (sigma / scale) ** 2
-            sigma = scale[:, 0] * ((square**2).sum(1) / square.sum(1)).sqrt()
-        return sigma / self.gain() / self.prior.scale
+        return noise_in_signals(self)
 
     def gain(self) -> Tensor:
-        """By how much a change of a signal comes out larger in y, (B,): root mean square over that of the change.
-
-        The larger of two changes: from dark to bright everywhere, and, for maps that are blind to that, a white one.
-        """
-        if self._gain is not None and len(self._gain) == len(self.y):
-            return self._gain
-        assert self.likelihood is not None
-        likelihood, y = self.likelihood, self.y
-        dark = torch.full(
-            (len(y), *self.data_shape), self.prior.shift, dtype=y.real.dtype, device=y.device
-        )
-        dark = dark - self.prior.scale
-        source = torch.Generator().manual_seed(0)
-        white = torch.randn(dark.shape[1:], generator=source, dtype=dark.dtype).to(dark)
-        found: list[Tensor] = []
-        with torch.no_grad():
-            start = likelihood.residual(dark)
-            for change in (torch.ones_like(dark), white.expand_as(dark)):
-                there = likelihood.residual(dark + 2 * self.prior.scale * change)
-                size = (likelihood.sizes / change[0].numel()).sqrt() * norm(change)
-                found.append(norm(start - there) / (2 * self.prior.scale * size))
-        # A nonlinear operator may know nothing of white signals.
-        gain = torch.stack(found).nan_to_num(0.0, posinf=0.0).amax(0)
-        self._gain = torch.where(gain > 0, gain, 1.0)
+        """By how much a change of a signal comes out larger in y, (B,); see `invguide.problem.gain`."""
+        if self._gain is None or len(self._gain) != len(self.y):
+            self._gain = gain_of(self)
         return self._gain
 
     @property
@@ -528,67 +415,22 @@ class Problem(metaclass=Checked):
     # ---- where y is the signal itself
 
     @property
-    def orthonormal(self) -> bool:
-        """Whether y is c times an orthonormal transform of x with one sigma_y per measurement.
-
-        Then A* y / c^2 = x + sigma_y / c n, whatever the units of y are.
-        """
-        if not self.linear or self.sigma_y is None or self.reward is not None:
-            return False
-        if self.likelihood is None or self.likelihood.masked:
-            return False
-        if self._orthonormal is None:
-            y, operator = self.y, self.likelihood.operator.rows(torch.tensor([0]))
-            x = torch.empty(1, *self.data_shape, dtype=y.real.dtype, device=y.device)
-            with torch.no_grad():
-                assert isinstance(operator, LinearOperator)
-                self._orthonormal = orthonormal_scale(operator.to(y.device), x, y[:1]) or 0.0
-        return self._orthonormal > 0
+    def direct(self) -> Direct | None:
+        """The noisy signal that y is, up to an orthonormal transform; None where it is none."""
+        if self._scale is None:
+            self._scale = scale_of_transform(self)
+        return direct_measurement(self, self._scale) if self._scale else None
 
     @property
     def denoises(self) -> bool:
-        """Whether D(A* y; sigma_y) is the posterior mean of every row."""
-        return self.orthonormal and bool((self.whole_signal_level() <= self.prior.sigma_max).all())
-
-    def whole_signal(self) -> Tensor:
-        """A* y / c^2 in normalised units, (B, *shape): the clean signal at noise level `whole_signal_noise`."""
-        assert self.likelihood is not None
-        assert isinstance(self.likelihood.operator, LinearOperator)
-        assert self._orthonormal
-        signal = self.likelihood.operator.adjoint(self.y) / self._orthonormal**2
-        return self.prior.to_normalised(signal)
-
-    def whole_signal_noise(self) -> Tensor:
-        """Standard deviation of the noise in `whole_signal`, (B,), normalised units."""
-        assert self._orthonormal
-        return self.require_sigma_y("denoising in one call") / self._orthonormal
-
-    def whole_signal_level(self) -> Tensor:
-        """The same, but at least the least level that the prior knows."""
-        return self.whole_signal_noise().clamp_min(self.prior.sigma_min)
+        """Whether D at the noise level of y is the posterior mean of every row."""
+        direct = self.direct
+        return direct is not None and bool((direct.level <= self.prior.sigma_max).all())
 
     @property
     def counts(self) -> Counts | None:
-        """How to even out the noise of y, where that counts a picture itself with one gain per measurement."""
-        likelihood, prior = self.likelihood, self.prior
-        if likelihood is None or likelihood.masked or self.reward is not None or not self.linear:
-            return None
-        law = likelihood.noise
-        if not isinstance(law, CountingLaw) or not law.even:
-            return None
-        if not (prior.symmetric and prior.affine and prior.shift + prior.scale > 0):
-            return None
-        x = torch.empty(1, *self.data_shape, dtype=self.y.dtype, device=self.y.device)
-        with torch.no_grad():
-            c = multiple_of_identity(likelihood.operator.rows(torch.tensor([0])), x)
-        if c is None:
-            return None
-        dark, bright = (
-            law.stabilise(0 * law.gain + c * max(0.0, prior.shift + side * prior.scale))
-            for side in (-1, 1)
-        )
-        half = (bright - dark) / 2
-        return Counts(law, c, dark, half) if bool((1 / half <= prior.sigma_max).all()) else None
+        """How to even out the noise of y, where that counts a picture itself; None where it does not."""
+        return counted_picture(self)
 
     @property
     def closed_form(self) -> bool:
@@ -622,26 +464,6 @@ class Problem(metaclass=Checked):
         return all(p.differentiable for p in parts)
 
 
-def _condition_rows(name: str, value: Any, rows: int | None) -> Tensor:
-    """A condition in any plain form: 3, [3, 5], np.int64(3), an array, a tensor; one row per measurement, if any."""
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"condition {name!r} is {value!r}; expected numbers: a tensor, an array, a list or one number"
-        ) from error
-    tensor = tensor[None] if tensor.ndim == 0 else tensor
-    if rows is None:
-        return tensor
-    if len(tensor) == 1 and rows > 1:
-        tensor = tensor.expand(rows, *tensor.shape[1:])
-    if len(tensor) != rows:
-        raise ShapeError(
-            f"condition {name!r} has {len(tensor)} rows; expected one per measurement ({rows}), or one for all"
-        )
-    return tensor
-
-
 def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     if not log_prob.requires_grad:
         raise InputError(
@@ -649,64 +471,3 @@ def _gradient(log_prob: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             "mark the operator or reward as differentiable=False and use a solver for black boxes"
         )
     return torch.autograd.grad(log_prob.sum(), inputs)
-
-
-def _fits(wanted: tuple[int | None, ...], shape: tuple[int, ...] | None) -> bool:
-    return (
-        shape is not None
-        and len(shape) == len(wanted)
-        and all(p in (None, n) for p, n in zip(wanted, shape, strict=True))
-    )
-
-
-def _how_to_fit(prior: Prior, likelihood: Likelihood) -> str:
-    """Which arrangement of y would suit the prior, as arrays come from other programs."""
-    shape = tuple(likelihood.y.shape)
-    last_first = (*shape[:1], *shape[-1:], *shape[1:-1]), (*shape[-1:], *shape[:-1])
-    for one, fix in (
-        (shape, "y lacks its batch axis: pass y[None]"),
-        (last_first[0][1:], "channels come first: pass np.moveaxis(y, -1, 1)"),
-        (
-            last_first[1],
-            "channels come first, after the batch axis: pass np.moveaxis(y, -1, 0)[None]",
-        ),
-    ):
-        try:
-            told = likelihood.operator.input_shape(one)
-            if told is not None and _fits(prior.sample_shape, tuple(told)):
-                return fix
-        except (InvguideError, ValueError, IndexError):  # no shape for this operator
-            continue
-    if len(shape) == len(prior.sample_shape) + 1 and shape[1] == 1 and prior.sample_shape[0] == 3:
-        return GREY
-    return "resize or tile y"
-
-
-def _resolve_shape(
-    prior: Prior, likelihood: Likelihood | None, shape: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    known = prior.normalised_shape(tuple(shape)) if shape is not None else None
-    if known is None and all(n is not None for n in prior.shape):
-        known = tuple(int(n) for n in prior.shape if n is not None)
-    if known is None and likelihood is not None:
-        known = likelihood.operator.input_shape(tuple(likelihood.y.shape[1:]))
-        known = None if known is None else prior.normalised_shape(tuple(known))
-    if known is None:
-        raise ShapeError(
-            f"the shape of x is unknown: the prior takes {prior.shape} and the operator cannot tell; "
-            f"pass shape=(...), one sample without the batch axis"
-        )
-    if not _fits(prior.shape, known):
-        fix = "resize or tile y" if likelihood is None else _how_to_fit(prior, likelihood)
-        raise ShapeError(
-            f"x would have shape {known}, but the prior was trained on {prior.shape}; {fix}"
-        )
-    small = [
-        n for n, p in zip(known, prior.shape, strict=True) if p is None and n < prior.min_size
-    ]
-    if small:
-        raise ShapeError(
-            f"x would have shape {known}, but this prior needs at least {prior.min_size} along each free axis; "
-            f"wrap it as ig.priors.Padded(prior, {prior.min_size}), or enlarge the picture first"
-        )
-    return known

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invguide.numerics.linear import inner, norm, per_sample
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 
 
 def open_variance(problem: Problem, a: float) -> float:
@@ -52,18 +52,18 @@ def share_to_top(linear: Tensor, drop: Tensor, a: float, b: float) -> Tensor:
     return (best / taken).clamp(0.0, 1.0)
 
 
-def clean_guidance(problem: Problem, x: Tensor, a: float, variance: float) -> Guidance:
+def clean_guidance(problem: Problem, x: Tensor, a: float, variance: float) -> TargetGradient:
     """Denoise x and differentiate the log target at D alone: J is taken to be variance / a^2, and costs nothing.
 
     J = Cov(x0 | x) / a^2 for any prior, so that `variance` stands for what x leaves open in every direction.
     """
     denoised = problem.denoise(x, a)
     log_prob, chi2, slope = problem.gradient(denoised)
-    return Guidance(denoised, log_prob, chi2, slope, variance / a**2 * slope)
+    return TargetGradient(denoised, log_prob, chi2, slope, variance / a**2 * slope)
 
 
 def guided_strength(
-    problem: Problem, guidance: Guidance, a: float, b: float, scale: float
+    problem: Problem, guidance: TargetGradient, a: float, b: float, scale: float
 ) -> Tensor:
     """Factor of `guidance.gradient` that is added to D, (B,): `adaptive_strength` within two bounds.
 

@@ -22,7 +22,7 @@ from invguide.forward_operator import Operator
 from invguide.images.reading import read_picture
 from invguide.likelihood import Likelihood
 from invguide.operators import HDR, JPEG
-from invguide.problem.problem import Guidance, Problem
+from invguide.problem.problem import Problem, TargetGradient
 from invguide.restoration.demo import PHOTO
 from invguide.schedule import make_sigmas
 from invguide.solver import Solver
@@ -145,12 +145,12 @@ def test_dps_step_against_the_closed_form(target: Target) -> None:
 
 
 class HalfGradient(DPS):
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         return 0.5 * super()._strength(problem, guidance, a, b)
 
 
 class WrongSign(DPS):
-    def _strength(self, problem: Problem, guidance: Guidance, a: float, b: float) -> Tensor:
+    def _strength(self, problem: Problem, guidance: TargetGradient, a: float, b: float) -> Tensor:
         return -super()._strength(problem, guidance, a, b)
 
 
@@ -160,7 +160,7 @@ class NoChainRule(DPS):
             def __getattr__(self, name: str):
                 return getattr(problem, name)
 
-            def guide(self, x: Tensor, sigma: float) -> Guidance:
+            def guide(self, x: Tensor, sigma: float) -> TargetGradient:
                 guidance = problem.guide(x, sigma)
                 return guidance._replace(gradient=guidance.slope)
 
