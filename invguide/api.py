@@ -223,7 +223,7 @@ def prepare(
     init_noise: float | None = None,
 ) -> tuple[Solver[Any], Problem, str]:
     """Return what `solve` with these arguments hands to the driver, checked, and why "auto" took this solver."""
-    from invguide.adapters.deepinv import DeepinvStack
+    from invguide.adapters.deepinv_stack import DeepinvStack
     from invguide.adapters.operators import as_operator
 
     prior = load_prior(prior)

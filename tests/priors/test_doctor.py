@@ -20,8 +20,8 @@ from invguide.priors import known_images as pictures
 from invguide.priors.doctor.convention import Convention
 from invguide.priors.doctor.examine import examine, linear_error
 from invguide.priors.known_images import known_images
-from invguide.priors.network import cosine_betas, linear_betas, scaled_linear_betas
 from invguide.priors.networks.adm import Attention
+from invguide.priors.networks.clocks import cosine_betas, linear_betas, scaled_linear_betas
 from invguide.priors.networks.labels import WithLabels
 
 SIGMA_DATA = 0.5

@@ -18,6 +18,7 @@ from invguide.operators import GaussianBlur, SuperResolution
 from invguide.prior import Prior
 from invguide.result import Result
 from invguide.reward import as_reward
+from invguide.rng import Noise
 from invguide.solver import Solver
 from invguide.solvers import DPS, HQS, SCG, EnKG
 from invguide.system.devices import chunk_size, out_of_memory, resolve_devices
@@ -187,7 +188,7 @@ def test_shared_random_numbers_would_be_noticed(monkeypatch: pytest.MonkeyPatch)
         size = (len(self.rows), *(shape or self.shape))
         return torch.randn(size, generator=stream, dtype=self.dtype)
 
-    monkeypatch.setattr(driver.Noise, "__call__", draw)
+    monkeypatch.setattr(Noise, "__call__", draw)
     assert not same(run(Small(), batch_size=1), run(Small(), device=["cpu"] * 2, batch_size=1))
 
 

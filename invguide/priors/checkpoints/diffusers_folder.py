@@ -16,12 +16,8 @@ from invguide.priors.checkpoints.diffusers_models import KINDS, Kind
 from invguide.priors.checkpoints.diffusers_weights import files_of, read_all, read_json, weights_in
 from invguide.priors.checkpoints.file import load_strictly
 from invguide.priors.checkpoints.hub import HUB_ID, fetch_weights, fetching
-from invguide.priors.network import (
-    cosine_betas,
-    from_network,
-    linear_betas,
-    scaled_linear_betas,
-)
+from invguide.priors.network import from_network
+from invguide.priors.networks.clocks import cosine_betas, linear_betas, scaled_linear_betas
 from invguide.priors.wrappers.latent import LatentPrior
 
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

@@ -15,7 +15,8 @@ from invguide.errors import CheckpointError, InputError, require, suggest
 from invguide.numerics.linear import per_sample
 from invguide.priors.checkpoints.file import load_strictly
 from invguide.priors.checkpoints.nvidia_pickle import StoredNetwork
-from invguide.priors.network import LARGEST_USEFUL_SIGMA, NetworkPrior, from_network
+from invguide.priors.network import NetworkPrior, from_network
+from invguide.priors.networks.clocks import LARGEST_USEFUL_SIGMA
 from invguide.priors.networks.labels import WithLabels
 
 NARROWEST = 128  # below, EDM normalises over fewer groups than the networks of deepinv that are filled here

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from invguide.priors.network import LARGEST_USEFUL_SIGMA, SCHEDULES, VP, NetworkPrior, Schedule
+from invguide.priors.network import NetworkPrior
 from invguide.priors.networks.adm import ADM, Attention
+from invguide.priors.networks.clocks import LARGEST_USEFUL_SIGMA, SCHEDULES, VP, Clock
 from invguide.priors.networks.labels import WithLabels
 
 DATA_RANGES = ((-1.0, 1.0), (0.0, 1.0), (-2.0, 2.0), (-0.5, 0.5))  # the third: mean 0, deviation 1
@@ -134,11 +135,11 @@ def _attention(prior: NetworkPrior) -> list[Attention]:
 
 
 @lru_cache(maxsize=64)
-def _known(name: str, sigma_data: float) -> Schedule:
+def _known(name: str, sigma_data: float) -> Clock:
     return SCHEDULES[name](sigma_data)
 
 
-def _name(schedule: Schedule) -> str:
+def _name(schedule: Clock) -> str:
     """The name of a schedule, also where it was given as a table."""
     for name in SCHEDULES:
         known = _known(name, 1.0)
