@@ -55,8 +55,8 @@ def export(source: Path, out: Path, like: Picture) -> None:
         if form in ("JPEG", "BMP"):
             lost.append("its transparency")
         else:
-            top = 65535 if picture.alpha.dtype == np.uint16 else 255
-            alpha = np.rint(picture.alpha / (top / 255)).astype(np.uint8)
+            top = {8: 255, 16: 65535, 32: 1}[picture.bits]
+            alpha = np.rint(picture.alpha * (255 / top)).astype(np.uint8)
             array = np.concatenate([array, alpha[..., None]], -1)
     if form == "BMP" and (picture.profile or picture.kept.exif):
         lost.append("its colour profile and camera data")

@@ -44,7 +44,12 @@ class Keepsakes:
 
 def keepsakes(image: Image) -> Keepsakes:
     """Return what an opened picture tells."""
-    return Keepsakes(_exif(image), _dpi(image.info.get("dpi")))
+    return keepsakes_of(image, image.info.get("dpi"))
+
+
+def keepsakes_of(told: Any, dpi: Any) -> Keepsakes:
+    """Return what is told by camera data (`PIL.Image.Exif`, or a picture that has some) and a resolution."""
+    return Keepsakes(_exif(told), _dpi(dpi))
 
 
 def _dpi(told: Any) -> tuple[float, float] | None:
@@ -55,14 +60,15 @@ def _dpi(told: Any) -> tuple[float, float] | None:
     return (across, down) if 1 <= across <= 1e5 and 1 <= down <= 1e5 else None
 
 
-def _exif(image: Image) -> bytes | None:
+def _exif(told: Any) -> bytes | None:
     """The descriptive tags; none where they are damaged, which says nothing about the pixels."""
     from PIL import Image as pil
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found, kept = image.getexif(), pil.Exif()
+            found = told if isinstance(told, pil.Exif) else told.getexif()
+            kept = pil.Exif()
             for tag in _DESCRIBE:
                 if tag in found:
                     kept[tag] = found[tag]

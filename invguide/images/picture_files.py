@@ -1,15 +1,15 @@
-"""Which files are opened as pictures, and what is said of those that are not: formats, sizes, kinds of TIFF."""
+"""Which files are opened as pictures, and what is said of those that are not: formats and sizes."""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invguide.errors import InputError
+from invguide.images.tiff_file import tiff_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +68,7 @@ def open_picture(path: Path) -> Iterator[Image]:
     formats = readable()
     try:
         with Image.open(path, formats=sorted(set(formats.values()))) as image:
-            _check_size(image, path)
+            check_size(image.width, image.height, path)
             yield image
     except UnidentifiedImageError:
         kind = tiff_kind(path)
@@ -80,8 +80,9 @@ def open_picture(path: Path) -> Iterator[Image]:
         ) from None
 
 
-def _check_size(image: Image, path: Path) -> None:
-    count, size = image.width * image.height, path.stat().st_size
+def check_size(width: int, height: int, path: Path) -> None:
+    """Raise InputError for more pixels than this machine, or the bytes of the file, can have."""
+    count, size = width * height, path.stat().st_size
     if count > BOMB and count > EMPTY * size:
         raise InputError(
             f"{path} has {count / 1e6:.0f} million pixels in {size / 1e3:.0f} kB: one flat area, or made to fill the "
@@ -101,61 +102,3 @@ def _memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
-
-
-# ---- what is in a TIFF that PIL does not know
-
-_KINDS = {
-    1: "unsigned integers",
-    2: "signed integers",
-    3: "floating point",
-    5: "complex",
-    6: "complex",
-}
-_SIZES = {3: 2, 4: 4}  # bytes of the types that matter, SHORT and LONG
-
-
-def tiff_kind(path: Path) -> str:
-    """In words what a TIFF holds, and as what to save it; empty where it is none, or told nothing by its header."""
-    try:
-        tags = _tags(path)
-    except (OSError, struct.error, ValueError):
-        return ""
-    if not tags:
-        return ""
-    bits, channels = tags.get(258, [1]), tags.get(277, [1])[0]
-    form = _KINDS.get(tags.get(339, [1])[0], "numbers of an unknown kind")
-    kind = f"{channels} channel{'' if channels == 1 else 's'} of {bits[0]}-bit {form}"
-    if channels > 4:
-        return f"{kind}; expected 1 to 4: save the channels that are a picture"
-    if form == "floating point":
-        wanted = (
-            "32 bit, one channel" if channels == 1 else "16-bit integers, or each channel alone"
-        )
-        return f"{kind}; save it as {wanted}"
-    return f"{kind}; save it as 8 or 16 bit without sign"
-
-
-def _tags(path: Path) -> dict[int, list[int]]:
-    """The numbers of the first directory, by tag."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        if order is None or struct.unpack(f"{order}H", head[2:4]) != (42,):
-            return {}
-        file.seek(struct.unpack(f"{order}I", head[4:8])[0])
-        (count,) = struct.unpack(f"{order}H", file.read(2))
-        entries = file.read(12 * count)
-        tags: dict[int, list[int]] = {}
-        for i in range(count):
-            tag, kind, number = struct.unpack_from(f"{order}HHI", entries, 12 * i)
-            if kind not in _SIZES or not 0 < number <= 64:
-                continue
-            size = _SIZES[kind] * number
-            content = entries[12 * i + 8 : 12 * i + 12]
-            if size > 4:
-                file.seek(struct.unpack(f"{order}I", content)[0])
-                content = file.read(size)
-            form = "H" if kind == 3 else "I"
-            tags[tag] = list(struct.unpack_from(f"{order}{number}{form}", content))
-        return tags

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import struct
 import warnings
 import zlib
@@ -18,7 +17,8 @@ from torch import Tensor
 from invguide.errors import InputError
 from invguide.images import profiles
 from invguide.images.keepsakes import Keepsakes, keepsakes
-from invguide.images.picture_files import open_picture
+from invguide.images.picture_files import check_regular, check_size, open_picture
+from invguide.images.tiff_file import read_tiff, write_float_tiff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,18 +99,7 @@ def read_picture(path: str | Path, holes: bool = False) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_picture(path) as image:
-                quality = _jpeg_quality(image)
-                if getattr(image, "n_frames", 1) > 1:
-                    warnings.warn(f"{path} has {image.n_frames} frames; the first is taken")  # pyright: ignore[reportAttributeAccessIssue]
-                profile = image.info.get("icc_profile")
-                pixels = image
-                if image.mode in profiles.FOREIGN:
-                    pixels, profile = profiles.to_srgb(image, profile, path)
-                array, bits = _pixels(pixels, path)
-                kept = keepsakes(image)
-                # Asked for after loading: PIL turns TIFF upright itself, and then forgets the tag.
-                array = _upright(array, image.getexif().get(ORIENTATION, 1))
+            stored = _read(path)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except PermissionError:
@@ -124,34 +113,66 @@ def read_picture(path: str | Path, holes: bool = False) -> Picture:
             raise
         raise InputError(f"{path} is damaged: {error}") from error
     found = None
-    if holes and bits == 32:
-        finite = np.isfinite(array).all(-1)
+    if holes and stored.bits == 32:
+        finite = np.isfinite(stored.array).all(-1)
         found = None if finite.all() else ~finite
-        array = np.where(np.isfinite(array), array, 0)
-    picture = _picture(array, bits, profile, quality, path, image.format in _UNEVEN)
-    return dataclasses.replace(picture, holes=found, kept=kept)
+        stored.array = np.where(np.isfinite(stored.array), stored.array, 0)
+    return dataclasses.replace(_picture(stored, path), holes=found)
 
 
-def _picture(
-    array: np.ndarray,
-    bits: int,
-    profile: bytes | None,
-    quality: int | None,
-    path: Path,
-    uneven: bool,
-) -> Picture:
+@dataclass
+class _Stored:
+    """What is in a file, upright: pixels (H, W, C), alpha last where C is 2 or 4."""
+
+    array: np.ndarray
+    bits: int
+    profile: bytes | None
+    kept: Keepsakes
+    quality: int | None = None
+    uneven: bool = False
+
+
+def _read(path: Path) -> _Stored:
+    check_regular(path)
+    tiff = read_tiff(path, check_size)
+    if tiff is not None:
+        _tell_frames(path, tiff.pages)
+        return _Stored(_upright(tiff.array, tiff.orientation), tiff.bits, tiff.profile, tiff.kept)
+    with open_picture(path) as image:
+        quality = _jpeg_quality(image)
+        _tell_frames(path, getattr(image, "n_frames", 1))
+        profile = image.info.get("icc_profile")
+        pixels = image
+        if image.mode in profiles.FOREIGN:
+            pixels, profile = profiles.to_srgb(image, profile, path)
+        array, bits = _pixels(pixels, path)
+        kept = keepsakes(image)
+        # Asked for after loading: PIL turns TIFF upright itself, and then forgets the tag.
+        array = _upright(array, image.getexif().get(ORIENTATION, 1))
+        return _Stored(array, bits, profile, kept, quality, image.format in _UNEVEN)
+
+
+def _tell_frames(path: Path, count: int) -> None:
+    if count > 1:
+        warnings.warn(f"{path} has {count} frames; the first is taken")
+
+
+def _picture(stored: _Stored, path: Path) -> Picture:
+    array, bits = stored.array, stored.bits
+    if bits == 32:
+        _check_floats(array, path)
     alpha = array[..., -1] if array.shape[-1] in (2, 4) else None
     colour = array if alpha is None else array[..., :-1]
-    profile = profiles.checked(profile, colour.shape[-1], path)
-    rgb = colour.shape[-1] == 3 and _neutral(colour, alpha, 1 if uneven else 0)
+    profile = profiles.checked(stored.profile, colour.shape[-1], path)
+    rgb = colour.shape[-1] == 3 and _neutral(colour, alpha, 1 if stored.uneven else 0)
     colour = np.sort(colour, -1)[..., 1:2] if rgb else colour
-    if bits == 32:
-        _check_floats(colour, path)
     scale = {8: 255, 16: 65535, 32: 1}[bits]
     values = torch.from_numpy(
         np.ascontiguousarray(colour.transpose(2, 0, 1))[None].astype(np.float32)
     )
-    return Picture(values / scale, alpha, bits, profile, quality, rgb, path)
+    return Picture(
+        values / scale, alpha, bits, profile, stored.quality, rgb, path, kept=stored.kept
+    )
 
 
 def _neutral(colour: np.ndarray, alpha: np.ndarray | None, tolerance: int) -> bool:
@@ -223,14 +244,9 @@ def _stored_with_16_bits(image: Image) -> bool:
 
 def _sixteen_bit_colour(image: Image, path: Path) -> np.ndarray:
     """PIL would keep the upper eight bits of each channel."""
-    data = path.read_bytes()
     if image.format == "PNG":
-        return _decode_png16(data, path)
-    if image.format != "TIFF" or image.mode not in ("RGB", "RGBA"):
-        raise InputError(
-            f"{path}: 16-bit colour of this kind cannot be read; save it as PNG first"
-        )
-    return _decode_tiff16(data, path, len(image.getbands()))
+        return _decode_png16(path.read_bytes(), path)
+    raise InputError(f"{path}: 16-bit colour of this kind cannot be read; save it as PNG first")
 
 
 def _decode_png16(data: bytes, path: Path) -> np.ndarray:
@@ -268,60 +284,6 @@ def _decode_png16(data: bytes, path: Path) -> np.ndarray:
         done[r + 1, c + 1] = (raw[r, c] + np.choose(filters[r, None], choices)) & 255
     pairs = done[1:, 1:].reshape(height, width, channels, 2)
     return (pairs[..., 0] * 256 + pairs[..., 1]).astype(np.uint16)
-
-
-def _decode_tiff16(data: bytes, path: Path, channels: int) -> np.ndarray:
-    """Return (H, W, C) uint16, read by PIL as one grey picture C times as wide: the same bytes under other tags."""
-    from PIL import Image
-
-    order = "<" if data[:2] == b"II" else ">"
-    (magic, start) = struct.unpack(f"{order}HI", data[2:8])
-    if magic != 42:
-        raise InputError(
-            f"{path}: 16-bit colour in a BigTIFF cannot be read; save it as PNG first"
-        )
-    (count,) = struct.unpack(f"{order}H", data[start : start + 2])
-    entries, values = {}, {}
-    for i in range(count):
-        at = start + 2 + 12 * i
-        (tag, kind) = struct.unpack(f"{order}HH", data[at : at + 4])
-        entries[tag] = data[at : at + 12]
-        if kind in (3, 4) and struct.unpack(f"{order}I", data[at + 4 : at + 8]) == (1,):
-            form = "H" if kind == 3 else "I"
-            values[tag] = struct.unpack_from(f"{order}{form}", data, at + 8)[0]
-    if values.get(284, 1) != 1 or 322 in entries:
-        raise InputError(
-            f"{path}: 16-bit colour in planes or tiles cannot be read; save it as PNG first"
-        )
-    for tag in (ORIENTATION, 338, 339):  # 338, 339: what further channels are, integers
-        entries.pop(tag, None)
-
-    def number(tag: int, value: int) -> bytes:
-        return struct.pack(f"{order}HHII", tag, 4, 1, value)
-
-    def short(tag: int, value: int) -> bytes:
-        return struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
-
-    entries |= {
-        256: number(256, channels * values[256]),
-        258: short(258, 16),
-        262: short(262, 1),
-        277: short(277, 1),
-    }
-    if 317 in entries:
-        entries[317] = short(317, 1)  # undone below, per channel
-    directory = (
-        struct.pack(f"{order}H", len(entries))
-        + b"".join(entries[t] for t in sorted(entries))
-        + bytes(4)
-    )
-    data += bytes(len(data) % 2)
-    wide = data[:4] + struct.pack(f"{order}I", len(data)) + data[8:] + directory
-    with Image.open(io.BytesIO(wide)) as image:
-        image.load()
-        array = np.asarray(image).astype(np.uint16)
-    array = array.reshape(len(array), -1, channels)
-    return np.cumsum(array, axis=1, dtype=np.uint16) if values.get(317) == 2 else array
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -373,20 +335,16 @@ def write_picture(
         raise InputError(f"a picture has 1 or 3 channels (C, H, W); got the shape {array.shape}")
     like = like or Picture(torch.zeros(1, len(array), *array.shape[1:]))
     array = np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0).transpose(1, 2, 0)
+    array = array.repeat(3, axis=-1) if like.rgb and array.shape[-1] == 1 else array
     alpha = None if like.alpha is None else _resize_alpha(like.alpha, array.shape[:2])
+    profile = like.profile if profiles.fits(like.profile, array.shape[-1]) else None
     path = Path(path).with_suffix(like.suffix)
     if like.bits == 32:
-        from PIL import Image
-
-        if array.shape[2] == 3:
-            raise InputError(f"{path}: a floating-point picture has one channel; got 3")
-        options: dict[str, Any] = {} if like.kept.dpi is None else {"dpi": like.kept.dpi}
-        Image.fromarray(array[..., 0].astype(np.float32)).save(path, **options)
+        pixels = array if alpha is None else np.concatenate([array, alpha[..., None]], axis=-1)
+        write_float_tiff(path, pixels, profile, like.kept)
         return path
     kind = np.uint16 if like.bits == 16 else np.uint8
     pixels = np.rint(array.clip(0, 1) * np.iinfo(kind).max).astype(kind)
-    pixels = pixels.repeat(3, axis=-1) if like.rgb and pixels.shape[-1] == 1 else pixels
-    profile = like.profile if profiles.fits(like.profile, pixels.shape[-1]) else None
     if alpha is not None:
         pixels = np.concatenate([pixels, alpha.astype(kind)[..., None]], axis=-1)
     path.write_bytes(encode_png(pixels, profile, like.kept))
@@ -401,6 +359,8 @@ def _resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resized = Image.fromarray(alpha.astype(np.float32)).resize(
         (size[1], size[0]), Image.Resampling.BICUBIC
     )
+    if alpha.dtype.kind == "f":
+        return np.asarray(resized).clip(0, 1)
     return np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
 
 

@@ -15,7 +15,6 @@ from invguide.images.known_pixels import put_back
 from invguide.images.panel import write_pictures
 from invguide.images.reading import Picture, read_picture
 from invguide.noise import Quantised
-from invguide.operators import Grayscale
 from invguide.planning import Plan, plan_run
 from invguide.prior import Prior
 from invguide.priors.wrappers.padding import Padded
@@ -215,11 +214,7 @@ def _finish(
         result.samples = to_grey(result.samples)
     if measured.keep_known:
         _put_known_back(result, measured)
-    like = (
-        measured.picture
-        if not isinstance(measured.operator, Grayscale)
-        else _in_colour(measured.picture)
-    )
+    like = measured.picture
     settings, solver = job.settings, result.manifest["settings"]
     facts = [
         f"{solver['solver']}, {solver['num_steps']} steps",
@@ -286,8 +281,3 @@ def _save_arrays(result: Result, out: Path) -> list[Path]:
     for name, file in zip(ARRAYS, files, strict=True):
         np.save(file, getattr(result, name).numpy())
     return files
-
-
-def _in_colour(picture: Picture) -> Picture:
-    """The kind of a colourised picture: TIFF of floats is grey only."""
-    return dataclasses.replace(picture, bits=min(picture.bits, 16))

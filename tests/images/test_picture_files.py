@@ -66,8 +66,8 @@ def tiff(path: Path, array: np.ndarray, form: int) -> Path:
 @pytest.mark.parametrize(
     ("array", "form", "text"),
     [
-        (RAMP[..., None], 3, "1 channel of 64-bit floating point; save it as 32 bit"),
-        (RAMP.astype("<f4")[..., None].repeat(3, -1), 3, "3 channels of 32-bit floating point"),
+        ((RAMP * 9e4).astype("<u4")[..., None].repeat(3, -1), 1, "3 channels of 32-bit unsigned"),
+        (RAMP.astype("<c8")[..., None], 6, "1 channel of 64-bit complex"),
         (
             PHOTO[..., :1].repeat(5, -1),
             1,
