@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from invguide.arguments.checks import Checked
+from invguide.arguments.entries import Entries, check_per_sample, check_signals, check_size
 from invguide.errors import ShapeError
 from invguide.numerics.linear import conjugate_gradient, inner, norm, per_sample
 
@@ -32,13 +33,50 @@ class SVD(NamedTuple):
     V_adjoint: Callable[[Tensor], Tensor]
 
 
-class Operator(nn.Module, metaclass=Checked):
+class Operator(Entries, nn.Module, metaclass=Checked):
     """A deterministic map from data to measurement: (B, *in_shape) -> (B, *out_shape); noise is not here.
 
     A module, so that `.to(device)` reaches masks and kernels (register them as buffers).
     """
 
+    entries = (
+        "forward", "adjoint", "pinv", "solve", "row_norms", "right_inverse", "posterior_mean", "rows", "input_shape",
+        "svd", "check",
+    )  # fmt: skip
     differentiable: bool = True
+
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        who = f"{type(self).__name__}.{method}"
+        for name in ("x", "y", "rhs"):
+            if given.get(name) is not None:
+                check_signals(who, name, given[name])
+        for name in ("variance", "sigma"):
+            if name in given:
+                check_size(who, name, given[name])
+        if "ridge" in given:
+            check_per_sample(who, "ridge", given["ridge"], len(given["rhs"]))
+
+    def check_answer(self, method: str, given: dict[str, Any], answer: Any) -> None:
+        who = f"{type(self).__name__}.{method}"
+        if method == "forward":
+            check_batch(self, given["x"], answer)
+            self._check_pair(who, "x", given["x"], answer)
+        elif method in ("adjoint", "pinv"):
+            self._check_pair(who, "y", answer, given["y"])
+        elif method == "solve" and answer.shape != given["rhs"].shape:
+            raise ShapeError(
+                f"{who}: rhs has the shape {tuple(given['rhs'].shape)}, which is not that of y"
+            )
+
+    def _check_pair(self, who: str, name: str, x: Tensor, y: Tensor) -> None:
+        """Raise unless x and y belong together as this operator says: what broadcasts may fit by mistake."""
+        told = self.input_shape(tuple(y.shape[1:]))
+        if len(x) != len(y) or (told is not None and tuple(told) != tuple(x.shape[1:])):
+            shape = tuple(x.shape if name == "x" else y.shape)
+            raise ShapeError(
+                f"{who}: {name} has the shape {shape}; {tuple(x.shape)} and {tuple(y.shape)} are no x and y of "
+                f"this operator, batches (B, ...)"
+            )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Measure, with networks inside of the operator in evaluation mode: see `numerics.trial.evaluating`."""

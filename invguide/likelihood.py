@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from invguide.arguments.arrays import as_tensor
 from invguide.arguments.checks import Checked
+from invguide.arguments.entries import Entries, check_signals
 from invguide.arguments.rules import Batch
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import LinearOperator, Operator, check_batch
@@ -21,7 +22,7 @@ from invguide.numerics.trial import gradient_fault
 from invguide.system.surroundings import usable
 
 
-class Likelihood(metaclass=Checked):
+class Likelihood(Entries, metaclass=Checked):
     """log p(y | x) of measurements y (B, *y_shape) under an operator and a noise law.
 
     Row i of x is compared with row i of y; `rows` selects (and repeats) measurements, so that the driver can pair
@@ -43,6 +44,8 @@ class Likelihood(metaclass=Checked):
         InputError: Non-finite y, a measurement of which nothing is known, or noise parameters that cannot be.
         ShapeError: sigma_y or the mask do not fit y.
     """
+
+    entries = ("log_prob", "chi2", "evaluate", "whitened", "residual", "rows")
 
     def __init__(
         self,
@@ -108,6 +111,10 @@ class Likelihood(metaclass=Checked):
         if known is not None:
             self.noise = self.noise.marginal(known)
         self.fault: str | None = None  # of the operator's gradient, as `try_gradient` found
+
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        if "x" in given:
+            check_signals(f"Likelihood.{method}", "x", given["x"])
 
     def _with(self, **changes: Any) -> Likelihood:
         part = copy(self)
@@ -265,7 +272,7 @@ class Likelihood(metaclass=Checked):
 
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, in measurement units, (B, *shape) -> (B, *y_shape)."""
-        residual = self.y - self.operator(x)
+        residual = self.y - self._predict(x)
         return self.only_known(residual) if self.masked else residual
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from invguide.arguments.checks import Checked
-from invguide.errors import InputError
+from invguide.arguments.entries import Entries, check_per_sample, check_signals
+from invguide.errors import InputError, ShapeError
 from invguide.numerics.linear import per_sample
 
 
@@ -27,7 +28,7 @@ def denoise_at(
     return torch.lerp(x, denoise(x, level, **condition), share)
 
 
-class Prior(nn.Module, metaclass=Checked):
+class Prior(Entries, nn.Module, metaclass=Checked):
     """What a pretrained diffusion model knows, as its posterior mean at every noise level.
 
     Attributes:
@@ -45,6 +46,7 @@ class Prior(nn.Module, metaclass=Checked):
             crops of pictures.
     """
 
+    entries = ("denoise", "score", "eps", "to_data", "to_normalised")
     shape: tuple[int | None, ...]
     sigma_min: float
     sigma_max: float
@@ -69,6 +71,21 @@ class Prior(nn.Module, metaclass=Checked):
         Returns:
             (B, *shape), differentiable in x; rows are independent of each other.
         """
+
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        who, x = f"{type(self).__name__}.{method}", given["x"]
+        check_signals(who, "x", x, None if "sigma" not in given else self.shape)
+        if "sigma" in given:
+            divides = getattr(type(self), method) in (Prior.score, Prior.eps)
+            check_per_sample(who, "sigma", given["sigma"], len(x), positive=divides)
+
+    def check_answer(self, method: str, given: dict[str, Any], answer: Any) -> None:
+        x = given["x"]
+        if method in ("denoise", "score", "eps") and answer.shape != x.shape:
+            raise ShapeError(
+                f"{type(self).__name__}.{method}: x has the shape {tuple(x.shape)}, and the answer "
+                f"{tuple(answer.shape)}"
+            )
 
     def optimise(self, dtype: str = "bf16", **settings: Any) -> Prior:
         """Make the network inside faster, where there is one: see `invguide.priors.network.NetworkPrior.optimise`.

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments.checks import checked
+from invguide.errors import InputError
+
 
 @dataclass
 class Result:
@@ -129,10 +132,19 @@ class Result:
             verdict = "above 1: y is not explained; is sigma_y, the operator or the guidance off?"
         return f"{text}; chi2 {value:.2f}, {verdict}"
 
+    @checked
     def save(self, folder: str | Path) -> Path:
-        """Write samples.npy, mean.npy, std.npy, chi2.npy, manifest.json, and for images the PNGs and panel.png."""
+        """Write samples.npy, mean.npy, std.npy, chi2.npy, manifest.json, and for images the PNGs and panel.png.
+
+        Raises:
+            InputError: No path of a folder.
+        """
         from invguide.images.panel import write_pictures
 
+        if not str(folder) or "\0" in str(folder):
+            raise InputError(
+                f"Result.save: folder is {str(folder)!r}; expected the path of a folder"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("samples", "mean", "std", "chi2"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from invguide.arguments.checks import Checked, check, checked
+from invguide.arguments.entries import Entries, check_signals
 from invguide.arguments.rules import Number
 from invguide.errors import InputError, ShapeError
 from invguide.forward_operator import Operator
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
     from invguide.diagnostics.operator import Certificate
 
 
-class Reward(metaclass=Checked):
+class Reward(Entries, metaclass=Checked):
     """Higher is better; the target is p(x) exp(r(x)). Must neither change x nor couple rows.
 
     A sample that cannot be scored is NaN. Rewards add up: `0.5 * a + 2 * b`, `-a`, `sum([a, b])`.
     """
 
+    entries = ("__call__", "changes_input", "check")
     differentiable: bool = True
     __array_ufunc__ = None  # so that numpy leaves `np.float64(2) * reward` to us
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """(B, *shape), data units -> (B,)."""
+
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        if given.get("x") is not None:
+            check_signals(repr(self), "x", given["x"])
+
+    def check_answer(self, method: str, given: dict[str, Any], answer: Any) -> None:
+        if method == "__call__":
+            as_scores(answer, given["x"], repr(self))
 
     def operators(self) -> list[Operator]:
         """Return the operators inside, such as black boxes, whose calls the driver counts and keeps."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
-import numbers
 import os
 import sys
 import types
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from invguide.arguments.arrays import Refused
+from invguide.arguments.entries import entry
 from invguide.arguments.rules import (
     AnyOf,
     Array,
@@ -42,6 +42,7 @@ from invguide.arguments.rules import (
     Number,
     OneOf,
     Rule,
+    shown,
 )
 from invguide.errors import ArgumentError, InputError, suggest
 
@@ -174,22 +175,6 @@ def check(who: str, name: str, value: Any, rule: Rule | None) -> Any:
         raise InputError(f"{who}: {name} is {shown(value)}; {wanted}") from None
 
 
-def shown(value: Any) -> str:
-    """A value in a few words, for messages."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        return f"a {str(value.dtype).removeprefix('torch.')} {kind} of shape {tuple(value.shape)}"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(
-        value, (str, bytes, numbers.Number, type(None), tuple, list, np.generic, Tensor)
-    ):
-        text = repr(value.item() if isinstance(value, (np.generic, Tensor)) else value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
-
-
 def _rules(
     parameters: Iterable[inspect.Parameter], home: dict[str, Any], plain: bool
 ) -> dict[str, Rule]:
@@ -219,8 +204,40 @@ def _of_class(kind: type) -> _Signature | None:
     return _Signature(inspect.Signature(parameters), rules, None)
 
 
+class _Later:
+    """The signature of a method, looked at when it is first called: its annotations may name what comes after it."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def bind(
+        self, who: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> inspect.BoundArguments:
+        return _of_method(self.method).bind(who, args, kwargs)
+
+
+@cache
+def _of_method(method: Callable[..., Any]) -> _Signature:
+    call = inspect.signature(method)
+    return _Signature(call, _rules(call.parameters.values(), method.__globals__, True), None)
+
+
 class Checked(ABCMeta):
-    """Metaclass of an abstract class whose constructors check their arguments by their annotations."""
+    """Metaclass of an abstract class whose constructors check their arguments by their annotations.
+
+    The methods that `entries` names do so too, see `invguide.arguments.entries`.
+    """
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], space: dict[str, Any], **more: Any
+    ) -> Any:
+        if space.get("__module__", "").partition(".")[0] == "invguide":
+            named = {n for base in bases for n in getattr(base, "entries", ())}
+            for method in named.union(space.get("entries", ())):
+                own = space.get(method)
+                if inspect.isfunction(own) and not getattr(own, "__isabstractmethod__", False):
+                    space[method] = entry(own, _Later(own).bind)
+        return super().__new__(mcls, name, bases, space, **more)
 
     if not TYPE_CHECKING:  # a type checker looks at __init__, and so shall `help`
 

@@ -31,6 +31,22 @@ class Rule:
         raise NotImplementedError
 
 
+def shown(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        return f"a {str(value.dtype).removeprefix('torch.')} {kind} of shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(
+        value, (str, bytes, numbers.Number, type(None), tuple, list, np.generic, Tensor)
+    ):
+        text = repr(value.item() if isinstance(value, (np.generic, Tensor)) else value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 @dataclass(frozen=True)
 class Number(Rule):
     """A number from `low` to `high`, or above and below them where `open_low`, `open_high`; Python's, numpy's, 0-d."""

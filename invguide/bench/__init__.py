@@ -7,6 +7,7 @@ from invguide.bench.bad_calls import bad_calls
 from invguide.bench.calls import blackbox
 from invguide.bench.commands import tasks
 from invguide.bench.denoising import denoise
+from invguide.bench.entry_checks import entry_checks
 from invguide.bench.jpeg_files import jpeg
 from invguide.bench.mixtures import mixtures
 from invguide.bench.noise_levels import noise
@@ -26,6 +27,7 @@ __all__ = [
     "calibration",
     "denoise",
     "driver",
+    "entry_checks",
     "guidance",
     "jpeg",
     "mixtures",

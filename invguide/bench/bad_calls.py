@@ -7,13 +7,14 @@ the pool below, and what comes back is used once. Fine are an error of invguide'
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import os
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Target:
     name: str
     call: Callable[..., Any]
     good: dict[str, Any]
+    check: Callable[[Call, Any], str] | None = None  # of what comes back, in place of `use`
 
     @property
     def arguments(self) -> list[str]:
@@ -69,6 +71,16 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return 0 * x
+
+
+class _Same(nn.Module):
+    """An autoencoder whose latents are the picture."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
 
 
 def good_arguments() -> dict[str, dict[str, Any]]:
@@ -117,7 +129,7 @@ def good_arguments() -> dict[str, dict[str, Any]]:
         "priors.Grey": {"prior": prior},
         "priors.Padded": {"prior": prior},
         "priors.Tiled": {"prior": prior},
-        "priors.LatentPrior": {"prior": prior, "autoencoder": nn.Identity(), "scaling_factor": 1.0, "factor": 1},
+        "priors.LatentPrior": {"prior": prior, "autoencoder": _Same(), "scaling_factor": 1.0, "factor": 1},
         "priors.embed_text": {"where": "none/there", "prompt": "a"},
         "priors.read_weights": {"path": "none.safetensors"},
         "priors.from_network": {"net": _Net(), "shape": SHAPE},
@@ -194,12 +206,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def calls(count: int, seed: int = 0) -> Iterator[Call]:
-    """`count` wrong calls: every target in turn, with one or two of its arguments from the pool, or an unknown one.
+def calls(count: int, seed: int = 0, where: list[Target] | None = None) -> Iterator[Call]:
+    """`count` wrong calls of these targets, by default all of `targets()`, each in turn.
 
-    Half of the values are of the kind that belongs there: those get further in.
+    One or two arguments are from the pool, or there is an unknown one. Half of the values are of the kind that belongs
+    there: those get further in.
     """
-    rng, where = np.random.default_rng(seed), targets()
+    rng, where = np.random.default_rng(seed), where or targets()
 
     def draw(values: dict[str, list[Any]], like: Any = None) -> Any:
         kind = "array" if isinstance(like, Tensor) else "number"
@@ -220,10 +233,10 @@ def calls(count: int, seed: int = 0) -> Iterator[Call]:
 def outcome(call: Call) -> tuple[str, str]:
     """What a call came to: "refused", "taken", "raw", "wrong" or "hung", and the words that tell more."""
     try:
-        with patience(), warnings.catch_warnings(), torch.random.fork_rng([]):
+        with patience(), _quiet(), warnings.catch_warnings(), torch.random.fork_rng([]):
             warnings.simplefilter("ignore")
             made = call.target.call(**{**call.target.good, **call.wrong})
-            fault = use(made)
+            fault = use(made) if call.target.check is None else call.target.check(call, made)
     except InvguideError as error:
         text = " ".join(str(error).split())
         return ("refused", text) if text else ("raw", f"{type(error).__name__} without a word")
@@ -234,6 +247,13 @@ def outcome(call: Call) -> tuple[str, str]:
             return "refused", ON_PURPOSE
         return "raw", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ("wrong", fault) if fault else ("taken", "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What `check` prints is no answer."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def use(made: Any) -> str:
@@ -294,11 +314,16 @@ class Tally:
         return "\n".join([markdown(["called", *kinds], rows), *self.faults])
 
 
-def bad_calls(count: int = 1000, seed: int = 0, say: Callable[[str], None] | None = None) -> Tally:
+def bad_calls(
+    count: int = 1000,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+    where: list[Target] | None = None,
+) -> Tally:
     """Make `count` wrong calls in an empty folder and tell what came of them."""
     tally = Tally()
     with _elsewhere():
-        for call in calls(count, seed):
+        for call in calls(count, seed, where):
             if say is not None:
                 say(str(call))
             tally.add(call, *outcome(call))

@@ -254,17 +254,30 @@ def bench_noise(
 
 @command("bad-calls", bench)
 def bench_bad_calls(
-    count: Annotated[int, typer.Option(help="Of calls.")] = 1000,
+    count: Annotated[int, typer.Option(help="Of calls.")] = 2000,
     show: Annotated[bool, typer.Option(help="Print each call before it is made.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Call the whole public interface wrongly: every call has to be refused in words, or make sense."""
     from invguide.bench import bad_calls as run
+    from invguide.bench.bad_calls import targets
+    from invguide.bench.bad_methods import method_targets
 
-    tally = run(count, seed, print if show else None)
+    tally = run(count, seed, print if show else None, [*targets(), *method_targets()])
     print(tally)
     if tally.faults:
         raise typer.Exit(RUN_FAILED)
+
+
+@command("checks", bench)
+def bench_checks(
+    calls: Annotated[int, typer.Option(help="Of a method, in one measurement.")] = 300,
+    repeats: Annotated[int, typer.Option(help="Measurements of each kind.")] = 15,
+) -> None:
+    """Time the checks of public methods, from outside and as a run pays for them."""
+    from invguide.bench import entry_checks as run
+
+    print(run(calls=calls, repeats=repeats))
 
 
 @command("driver", bench)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from invguide.arguments.entries import unchecked
 from invguide.engine.checkpoint import save_checkpoint
 from invguide.engine.identity import Identity
 from invguide.engine.inspection import Inspector, target_name
@@ -131,7 +132,7 @@ class Loop:
     def run(self) -> None:
         """Take chunks until there are none."""
         ensemble = self.solver.settings["ensemble_size"] if self.solver.requires.ensemble else 0
-        with torch.no_grad(), counted_solves(self.inner):
+        with torch.no_grad(), unchecked(), counted_solves(self.inner):
             while not self.shared.stop:
                 chunk = self.shared.next_chunk(ensemble or self.rows)
                 if chunk is None:

@@ -5,30 +5,63 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from invguide.arguments.checks import Checked, shown
+from invguide.arguments.entries import Entries, check_signals, check_size
 from invguide.errors import InputError, ShapeError
 from invguide.system.surroundings import usable
 
 Law = TypeVar("Law", bound="NoiseModel")
 
 
-class NoiseModel(metaclass=Checked):
+class NoiseModel(Entries, metaclass=Checked):
     """One law; `bind` fixes it to a batch of measurements, `rows` selects some of them.
 
     The tensors named in `tensors` are its parameters; once bound, they have a batch axis of B. log p(y | A x) is
     bounded above in A x, whatever a solver predicts.
     """
 
+    entries = (
+        "bind", "log_density", "sigma", "whitened", "squares", "local_sigma", "marginal", "rows", "posterior_mean",
+        "agreement", "whiten", "whiten_adjoint",
+    )  # fmt: skip
     tensors: ClassVar[tuple[str, ...]] = ()
     reweightings: ClassVar[int] = (
         0  # of a data step through `local_sigma`, each at the point of the one before
     )
+
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        who = f"{type(self).__name__}.{method}"
+        for name in ("y", "predicted", "residual", "u"):
+            if name in given:
+                check_signals(who, name, given[name])
+        if "variance" in given:
+            check_size(who, "variance", given["variance"])
+        y, predicted = given.get("y"), given.get("predicted")
+        if y is None or predicted is None:
+            return
+        if y.shape != predicted.shape or y.is_complex() != predicted.is_complex():
+            raise ShapeError(
+                f"{who}: predicted is {shown(predicted)} and y {shown(y)}; expected the same kind and shape"
+            )
+
+    def check_answer(self, method: str, given: dict[str, Any], answer: Any) -> None:
+        who = f"{type(self).__name__}.{method}"
+        if method == "log_density" and answer.shape != (len(given["y"]),):
+            raise ShapeError(
+                f"{who}: y is {shown(given['y'])}, which is not what this law is bound to"
+            )
+        for name in ("y", "residual", "u"):
+            each = method in ("whitened", "squares", "whiten", "whiten_adjoint")
+            if each and name in given and answer is not None and answer.shape != given[name].shape:
+                raise ShapeError(
+                    f"{who}: {name} is {shown(given[name])}, which is not what this law is bound to"
+                )
 
     @abstractmethod
     def bind(self: Law, y: Tensor) -> Law:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from invguide.arguments.checks import Checked
-from invguide.arguments.rules import Shape
+from invguide.arguments.entries import Entries, check_per_sample, check_signals
+from invguide.arguments.rules import Count, CountOrNone, Shape
 from invguide.errors import InputError, RunError
 from invguide.forward_operator import (
     LinearOperator,
@@ -64,7 +65,7 @@ class TargetGradient(NamedTuple):
     gradient: Tensor  # d log target / d x = J^T slope, (B, *shape)
 
 
-class Problem(metaclass=Checked):
+class Problem(Entries, metaclass=Checked):
     """A prior, a likelihood or a reward (or both), and the change between normalised and data units.
 
     Args:
@@ -81,6 +82,11 @@ class Problem(metaclass=Checked):
         ShapeError: No part knows the shape, or two of them disagree.
         InputError: One of init and init_noise without the other, or that cannot be.
     """
+
+    entries = (
+        "denoise", "evaluate", "whitened", "gradient", "guide", "prox", "levels", "all_levels", "begin", "rows",
+        "repeat", "with_reward",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -115,6 +121,23 @@ class Problem(metaclass=Checked):
         self.seen: Seen | None = None  # what the target answers, where somebody wants to know
         self.start, self.top = starting_point(self, init, init_noise)
 
+    def check_given(self, method: str, given: dict[str, Any]) -> None:
+        who = f"Problem.{method}"
+        for name in ("x", "x0", "n"):
+            if name in given:
+                check_signals(who, name, given[name], self.shape)
+                if "sigma" in given:
+                    rows = len(given[name])
+                    check_per_sample(
+                        who, "sigma", given["sigma"], rows, positive=method != "denoise"
+                    )
+        if "level" in given:
+            check_per_sample(who, "level", given["level"], len(given["n"]), positive=False)
+        if "k" in given and not given["k"] < given["num_steps"]:
+            raise InputError(
+                f"{who}: k is {given['k']}; expected a step below num_steps = {given['num_steps']}"
+            )
+
     def _with(self, **changes: Any) -> Problem:
         part = self.__new__(type(self))
         vars(part).update(self.__dict__, **changes)
@@ -137,7 +160,7 @@ class Problem(metaclass=Checked):
             _gain=None,
         )
 
-    def repeat(self, count: int, rows: int) -> Problem:
+    def repeat(self, count: Count, rows: Count) -> Problem:
         """Return the problem of `rows` rows with each row `count` times in a row, as candidates b * count + k."""
         return self.rows(torch.arange(rows).repeat_interleave(count))
 
@@ -220,12 +243,12 @@ class Problem(metaclass=Checked):
             )
         return value
 
-    def levels(self, schedule: Schedule, num_steps: int, k: int) -> tuple[float, float]:
+    def levels(self, schedule: Schedule, num_steps: Count, k: CountOrNone) -> tuple[float, float]:
         """Return the noise levels (a, b) of step k of a schedule that spans the prior's range."""
         sigmas = self.all_levels(schedule, num_steps)
         return sigmas[k], sigmas[k + 1]
 
-    def all_levels(self, schedule: Schedule, num_steps: int) -> tuple[float, ...]:
+    def all_levels(self, schedule: Schedule, num_steps: Count) -> tuple[float, ...]:
         """Return the num_steps + 1 noise levels of a schedule that spans the prior's range, ending at 0.
 
         Where signals to start from are given it begins at the level of their noise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import itertools
 import math
@@ -16,7 +17,9 @@ from torch import Tensor
 
 import invguide as ig
 from invguide.api import make_solver
+from invguide.arguments import entries
 from invguide.arguments.rules import Count, Number
+from invguide.bench.bad_methods import method_targets
 from invguide.errors import ArgumentError, InputError, ShapeError
 from invguide.forward_operator import LinearOperator
 from invguide.operators import GaussianBlur, Grayscale, Identity, Inpainting
@@ -28,6 +31,7 @@ misuse = importlib.import_module("invguide.bench.bad_calls")
 SHAPE = (3, 8, 8)
 PRIOR = ig.priors.GaussianField(SHAPE, scale=0.2, shift=0.5).float()
 Y = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+PROBLEM = ig.Problem(PRIOR, ig.Likelihood(Identity(), Y, 0.1))
 QUICK = {"progress": False, "sigma_y": 0.1, "solver": DPS(num_steps=2)}
 
 
@@ -261,6 +265,75 @@ def test_generated_calls_are_refused_in_words_or_make_sense():
     tally = misuse.bad_calls(300, seed=1)
     assert sum(sum(c.values()) for c in tally.counts.values()) == 300
     assert not tally.faults, "\n".join(tally.faults)
+
+
+def test_generated_calls_of_methods_are_refused_in_words_or_make_sense():
+    found = method_targets()
+    assert {"operators.Blur.adjoint", "priors.Padded.eps", "noise.Rician.log_density"} <= {
+        t.name for t in found
+    }
+    assert {"rewards.Motion.__call__", "Problem.levels", "Likelihood.residual"} <= {
+        t.name for t in found
+    }
+    tally = misuse.bad_calls(900, seed=1, where=found)
+    assert not tally.faults, "\n".join(tally.faults)
+
+
+def test_the_generator_sees_faults_of_methods(monkeypatch: pytest.MonkeyPatch):
+    """Without the checks, raw errors and numbers that are others than for a tensor come out."""
+    monkeypatch.setattr(entries, "_INSIDE", contextvars.ContextVar("always", default=True))
+    kinds = {f.split(":")[0] for f in misuse.bad_calls(900, 1, where=method_targets()).faults}
+    assert kinds == {"raw", "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: GaussianBlur(1.0).forward("a"), r"GaussianBlur\.forward: x is 'a'"),
+        (lambda: PRIOR.denoise(Y, -1.0), r"denoise: sigma is -1; expected numbers >= 0"),
+        (lambda: PRIOR.eps(Y, 0.0), r"eps: sigma is 0; expected numbers > 0"),
+        (lambda: PRIOR.eps(Y, torch.ones(3)), r"expected a number, or one per row \(1,\)"),
+        (lambda: PRIOR.denoise(Y[0], 1.0), r"takes x of shape \(B, 3, 8, 8\), got \(3, 8, 8\)"),
+        (lambda: Identity().adjoint((255 * Y).byte()), r"torch\.uint8 values; expected floating"),
+        (lambda: Identity().solve(Y, 0), r"solve: ridge is 0; expected numbers > 0"),
+        (lambda: ig.noise.Gaussian(0.1).bind(Y).log_density(Y[:, :1], Y), "same kind and shape"),
+        (lambda: ig.Likelihood(Identity(), Y, 0.1).residual(Y[:, :1]), "measurement has shape"),
+        (lambda: PROBLEM.levels("karras", 5, -1), r"levels: k is -1; expected"),
+        (lambda: PROBLEM.levels("karras", 5, 5), r"k is 5; expected a step below num_steps = 5"),
+        (
+            lambda: PROBLEM.rows(torch.tensor([4])),
+            r"Problem\.rows cannot take index = .*IndexError",
+        ),
+    ],
+)
+def test_methods(call: Callable[[], Any], text: str):
+    with pytest.raises(InputError, match=text):
+        call()
+
+
+def test_methods_convert_what_is_plain():
+    wanted = PRIOR.denoise(Y, 1.0)
+    assert torch.equal(PRIOR.denoise(Y.numpy().astype(">f4"), np.float64(1.0)), wanted)
+    assert torch.equal(PRIOR.denoise(Y, np.array([1.0])), wanted)
+
+
+def test_errors_of_users_reach_them_through_methods():
+    """As they are, also where code of ours lies between; and methods of users are as they wrote them."""
+
+    class Mine(LinearOperator):
+        def forward(self, x: Any) -> Any:
+            if isinstance(x, str):
+                return x
+            raise RuntimeError("mine")
+
+        adjoint = forward
+
+    assert Mine().forward("a") == "a"
+    with pytest.raises(RuntimeError, match=r"^mine$") as caught:
+        Mine().pinv(Y)
+    assert not isinstance(caught.value, InputError)
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        ig.operators.Composition(Identity(), Mine())(Y)
 
 
 @pytest.mark.parametrize("target", misuse.targets(), ids=lambda target: target.name)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invguide.arguments.rules import Count, Positive, SmallShape
+from invguide.arguments.rules import Count, Positive, SmallShape, shown
 from invguide.errors import InputError, ShapeError
 from invguide.numerics.padding import extend, round_up
 from invguide.prior import Prior
@@ -55,6 +55,10 @@ class LatentPrior(Prior):
         size: SmallShape | None = None,
     ) -> None:
         super().__init__()
+        if not all(callable(getattr(autoencoder, name, None)) for name in ("encode", "decode")):
+            raise InputError(
+                f"LatentPrior: autoencoder is {shown(autoencoder)}; expected a module with encode and decode"
+            )
         config = dict(getattr(autoencoder, "config", {}))
         told = scaling_factor if scaling_factor is not None else config.get("scaling_factor")
         blocks = config.get("block_out_channels")
@@ -96,7 +100,7 @@ class LatentPrior(Prior):
     def to_data(self, x: Tensor) -> Tensor:
         """Decode latents, (B, c, h, w) -> (B, channels, H, W) in [0, 1], or a little beyond."""
         z = x / self.scaling_factor + self.shift_factor
-        output: Any = self.autoencoder.decode(z.to(self._type))  # pyright: ignore[reportCallIssue]
+        output: Any = self.autoencoder.decode(z.to(self._like.dtype))  # pyright: ignore[reportCallIssue]
         image = (getattr(output, "sample", output).to(x.dtype) + 1) / 2
         return image if self.size is None else image[(..., *map(slice, self.size))]
 
@@ -104,7 +108,7 @@ class LatentPrior(Prior):
         """Encode images: the most likely latents, not a draw of them."""
         if self.size is not None:
             x = extend(x, [self.factor * (n or 0) for n in self.shape[1:]])
-        output: Any = self.autoencoder.encode((2 * x - 1).to(self._type))  # pyright: ignore[reportCallIssue]
+        output: Any = self.autoencoder.encode((2 * x - 1).to(self._like.dtype))  # pyright: ignore[reportCallIssue]
         law = getattr(output, "latent_dist", None)
         z = getattr(output, "latents", output) if law is None else law.mode()
         return (z.to(x.dtype) - self.shift_factor) * self.scaling_factor
@@ -184,8 +188,14 @@ class LatentPrior(Prior):
         """These images, or known ones, where the autoencoder is."""
         if images is None:
             images = known_images(self.sample_shape, min_size=SMALLEST_IMAGE)
-        return images.to(next(self.autoencoder.parameters()).device)
+        return images.to(self._like.device)
 
     @property
-    def _type(self) -> torch.dtype:
-        return next(self.autoencoder.parameters()).dtype
+    def _like(self) -> Tensor:
+        """Where the autoencoder is, and what it computes in: the prior's, where it has no weights."""
+        first = next(self.autoencoder.parameters(), None)
+        return (
+            torch.empty(0, dtype=self.prior.dtype, device=self.prior.device)
+            if first is None
+            else first
+        )
