@@ -152,7 +152,9 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
     if requires.linear and not problem.linear:
         missing.append("needs a linear operator")
     if requires.gaussian and not problem.gaussian:
-        missing.append("needs Gaussian noise (Gaussian, CorrelatedGaussian, LowRankGaussian)")
+        missing.append(
+            "needs Gaussian noise (Gaussian, CorrelatedGaussian, BlockGaussian, LowRankGaussian)"
+        )
     elif requires.linear and problem.linear:
         if requires.orthonormal and not problem.denoises:
             missing.append(

@@ -151,6 +151,7 @@ def good_arguments() -> dict[str, dict[str, Any]]:
         "noise.Poisson": {"gain": 0.1},
         "noise.Quantised": {"step": 0.1},
         "noise.CorrelatedGaussian": {"covariance": torch.eye(192)},
+        "noise.BlockGaussian": {"covariances": [torch.eye(128), 2 * torch.eye(64)]},
         "noise.LowRankGaussian": {"sigma_y": 0.1, "factor": torch.ones(192, 2)},
         "noise.PoissonGaussian": {"gain": 0.1, "sigma_y": 0.1},
         "noise.Laplace": {"scale": 0.1},

@@ -1,7 +1,8 @@
 """Laws of the measurement given its noiseless value: log p(y | A x), per sample, up to a constant in x.
 
-Gaussian, CorrelatedGaussian, LowRankGaussian; Poisson, PoissonGaussian; Laplace, StudentT; Rician; Uniform, Quantised;
-LogDensity for a function of one's own. Entries of y that are missing are told by `mask`, see `invguide.solve`.
+Gaussian, CorrelatedGaussian, BlockGaussian, LowRankGaussian; Poisson, PoissonGaussian; Laplace, StudentT; Rician;
+Uniform, Quantised; LogDensity for a function of one's own. Entries of y that are missing are told by `mask`, see
+`invguide.solve`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invguide.errors import InputError, ShapeError
+from invguide.noise.blocks import BlockGaussian
 from invguide.noise.counts import CountingLaw, Poisson, PoissonGaussian
 from invguide.noise.covariance import CorrelatedGaussian, LowRankGaussian
 from invguide.noise.model import GaussianLaw, NoiseModel, fitted, number
@@ -20,6 +22,7 @@ from invguide.noise.tails import Laplace, Rician, StudentT
 from invguide.numerics.truncated_normal import log_mass, standard_mean
 
 __all__ = [
+    "BlockGaussian",
     "CorrelatedGaussian",
     "CountingLaw",
     "Gaussian",

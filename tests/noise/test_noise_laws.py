@@ -15,6 +15,7 @@ from invguide.api import make_solver
 from invguide.errors import CompatibilityError, InputError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.noise import (
+    BlockGaussian,
     CorrelatedGaussian,
     Gaussian,
     Laplace,
@@ -60,6 +61,10 @@ def correlated() -> dict[str, tuple[NoiseModel, Tensor]]:
             torch.kron(channels, torch.eye(20, dtype=F64)),
         ),
         "two axes": (CorrelatedGaussian(pairs, axes=(0, 2)), by_axes.reshape(M, M)),
+        "blocks": (
+            BlockGaussian([covariance(k) for k in (1, 7, 30, 22)]),
+            torch.block_diag(*(covariance(k) for k in (1, 7, 30, 22))),
+        ),
         "low rank": (
             LowRankGaussian(0.5, factor),
             0.25 * torch.eye(M, dtype=F64) + flat @ flat.mT,
@@ -68,7 +73,7 @@ def correlated() -> dict[str, tuple[NoiseModel, Tensor]]:
 
 
 @pytest.mark.parametrize("known", [None, (M, 3), (M, 7)])
-@pytest.mark.parametrize("name", ["full", "channels", "two axes", "low rank"])
+@pytest.mark.parametrize("name", ["full", "channels", "two axes", "blocks", "low rank"])
 def test_whitened_residuals_are_those_of_dense_algebra(
     name: str, known: tuple[int, int] | None
 ) -> None:
@@ -85,14 +90,14 @@ def test_whitened_residuals_are_those_of_dense_algebra(
     assert torch.allclose(whitened.square().sum(1), square, rtol=1e-10)
     assert torch.allclose(likelihood.log_prob(x), -square / 2, rtol=1e-10)
     assert torch.allclose(likelihood.chi2(x), square / len(kept), rtol=1e-10)
-    if name == "full":
+    if name in ("full", "blocks"):
         L = torch.linalg.cholesky(part)
         dense = torch.linalg.solve_triangular(L, r.mT, upper=False).mT
         assert (whitened - dense).abs().max() < 1e-10
     assert torch.allclose(law.bind(y).sigma(x, y).flatten(1), C.diagonal().sqrt(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["full", "channels", "two axes", "low rank"])
+@pytest.mark.parametrize("name", ["full", "channels", "two axes", "blocks", "low rank"])
 def test_whitening_has_its_adjoint_and_makes_the_noise_white(name: str) -> None:
     law, C = correlated()[name]
     bound = law.bind(torch.zeros(1, *SHAPE, dtype=F64))
@@ -113,8 +118,34 @@ def test_complex_noise_counts_both_parts() -> None:
     assert likelihood.size == 8
 
 
+def test_blocks_of_each_measurement_and_complex_ones() -> None:
+    """Row i has the covariances of measurement i, also after `rows`; of complex y both parts count."""
+    each = torch.stack([covariance(4), 2 * covariance(4)])
+    root = torch.complex(randn(3, 3, seed=1), randn(3, 3, seed=2))
+    hermitian = root @ root.mH + torch.eye(3)
+    y = torch.complex(randn(2, 7, seed=3), randn(2, 7, seed=4))
+    law = BlockGaussian([each, hermitian])
+    bound = law.bind(y).rows(torch.tensor([1, 0, 1]))
+    for row, measurement in enumerate((1, 0, 1)):
+        C = torch.block_diag(each[measurement].to(y.dtype), hermitian)
+        r = y[measurement]
+        square = (r.conj() @ torch.linalg.solve(C, r)).real
+        density = bound.log_density(0 * y[[1, 0, 1]], y[[1, 0, 1]])[row]
+        assert abs(density + square / 2) < 1e-10 * square
+
+
 def test_covariances_that_cannot_be_are_refused() -> None:
     y = torch.zeros(1, 2, 3)
+    with pytest.raises(
+        ShapeError, match=r"blocks of 2, 3 numbers are 5 together; .*\(2, 3\) has 6"
+    ):
+        BlockGaussian([torch.eye(2), torch.eye(3)]).bind(y)
+    with pytest.raises(
+        InputError, match=r"expected covariances of shape .* got one of shape \(2, 3\)"
+    ):
+        BlockGaussian([torch.eye(2), torch.ones(2, 3)])
+    with pytest.raises(InputError, match="not positive definite"):
+        BlockGaussian([torch.eye(2), -torch.eye(4)]).bind(y)
     with pytest.raises(ShapeError, match=r"expected \(6, 6\)"):
         CorrelatedGaussian(torch.eye(5)).bind(y)
     with pytest.raises(InputError, match="not positive definite"):
@@ -303,6 +334,7 @@ def test_the_data_step_of_outliers_is_stationary(law: NoiseModel) -> None:
 
 
 LAWS: dict[str, NoiseModel] = {
+    "BlockGaussian": BlockGaussian([0.02 * covariance(k) for k in (5, 31)]),
     "CorrelatedGaussian": CorrelatedGaussian(0.02 * covariance(36)),
     "LowRankGaussian": LowRankGaussian(0.1, 0.2 * torch.ones(1, 6, 6)),
     "Poisson": Poisson(0.05),
