@@ -239,6 +239,17 @@ class LinearOperator(Operator):
         return None if shape is None else self.svd(y.real.new_empty((1, *shape)))
 
 
+def columns(operator: LinearOperator, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return A of each unit vector, the columns of its matrix: (n, *y_shape) for n numbers in x (*shape).
+
+    One call for 256 of them; dtype and device are those of `like`.
+    """
+    n = torch.Size(shape).numel()
+    unit = torch.eye(n, dtype=like.dtype, device=like.device).reshape(n, *shape)
+    with torch.no_grad():
+        return torch.cat([operator.forward(unit[i : i + 256]) for i in range(0, n, 256)])
+
+
 def orthonormal_scale(operator: LinearOperator, x: Tensor, y: Tensor) -> float | None:
     """Return c > 0 where A* A = A A* = c^2 I, to rounding, on random signals like x (1, *shape) and y; else None.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from invguide.adapters.deepinv_noise import noise_law
 from invguide.adapters.deepinv_stack import DeepinvLinearStack, DeepinvStack
 from invguide.errors import InputError
-from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch
+from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch, columns
 from invguide.numerics.trial import adjoint_defect, adjoint_limit
 from invguide.system.devices import out_of_memory
 
@@ -322,12 +322,9 @@ class DeepinvLinear(DeepinvOperator, LinearOperator):
             return None
         if self._dense is None:
             shape = self.adjoint(y[:1]).shape[1:]
-            n = shape.numel()
-            if n > DENSE_UNKNOWNS:
+            if shape.numel() > DENSE_UNKNOWNS:
                 return None
-            unit = torch.eye(n, device=y.device).reshape(n, *shape)
-            with torch.no_grad():
-                image = torch.cat([self.forward(part) for part in unit.split(256)])
+            image = columns(self, tuple(shape), torch.empty(0, device=y.device))
             self._dense = dense_svd(image.flatten(1).T.double(), tuple(shape), tuple(y.shape[1:]))
         s, *maps = self._dense
         return SVD(s.to(y), *maps)

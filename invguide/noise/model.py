@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments.arrays import Refused, as_tensor
 from invguide.arguments.checks import Checked, shown
 from invguide.arguments.entries import Entries, check_signals, check_size
 from invguide.errors import InputError, ShapeError
@@ -154,9 +155,13 @@ def number(value: Tensor | np.ndarray | float, complex_too: bool = False) -> Ten
     """A parameter as given by a user, as a tensor; `complex_too`: it may be complex, as a covariance of complex y.
 
     Raises:
-        InputError: It is complex or empty.
+        InputError: No numbers, none at all, or complex ones.
     """
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    try:
+        tensor = as_tensor(value)
+    except Refused as refused:
+        wanted = str(refused) or "expected real numbers, at least one"
+        raise InputError(f"a noise law was given {shown(value)}; {wanted}") from None
     if not isinstance(value, Tensor) and not tensor.is_complex():
         tensor = tensor.double()
     if (tensor.is_complex() and not complex_too) or not tensor.numel():

@@ -113,6 +113,7 @@ class Problem(Entries, metaclass=Checked):
         )
         self._own_step: bool | None = None
         self._gain: Tensor | None = None
+        self._noise_level: tuple[Likelihood | None, Tensor | None] = None, None  # found for which
         exact = torch.promote_types(prior.dtype, torch.float32)
         self.like = torch.empty(0, dtype=exact, device=prior.device)  # of what type states are
         self.shape = resolve_shape(prior, likelihood, shape)
@@ -368,9 +369,13 @@ class Problem(Entries, metaclass=Checked):
 
         That of y over the gain of the operator, so that units of y drop out. Of Gaussian laws whose deviation varies
         the median, where some may stand for no value at all; of others the root mean square weighted by the variance:
-        that of the bright parts, for counts.
+        that of the bright parts, for counts. Found once for a measurement.
         """
-        return noise_in_signals(self)
+        found, level = self._noise_level
+        if found is None or found is not self.likelihood:
+            level = noise_in_signals(self)
+            self._noise_level = self.likelihood, level
+        return level
 
     def gain(self) -> Tensor:
         """By how much a change of a signal comes out larger in y, (B,); see `invguide.problem.gain`."""

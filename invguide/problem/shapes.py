@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invguide.arguments.arrays import Refused, as_tensor
+from invguide.arguments.rules import shown
 from invguide.errors import InputError, InvguideError, ShapeError
 from invguide.likelihood import Likelihood
 from invguide.prior import Prior
@@ -25,11 +27,11 @@ GREY = (
 def condition_rows(name: str, value: Any, rows: int | None) -> Tensor:
     """A condition in any plain form: 3, [3, 5], np.int64(3), an array, a tensor; one row per measurement, if any."""
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"condition {name!r} is {value!r}; expected numbers: a tensor, an array, a list or one number"
-        ) from error
+        tensor = as_tensor(value)
+    except Refused as refused:
+        wanted = "" if isinstance(value, (str, bytes)) else str(refused)
+        wanted = wanted or "expected numbers: a tensor, an array, a list or one number"
+        raise InputError(f"condition {name!r} is {shown(value)}; {wanted}") from None
     tensor = tensor[None] if tensor.ndim == 0 else tensor
     if rows is None:
         return tensor

@@ -28,6 +28,7 @@ from invguide.noise import (
     Uniform,
 )
 from invguide.operators import GaussianBlur, Identity
+from invguide.problem import problem as problem_module
 from invguide.problem.problem import Problem
 from invguide.problem.proximal import proximal
 from invguide.solver import Solver
@@ -35,6 +36,7 @@ from small_runs import FEW, MEASURING, small_prior
 
 F64 = torch.float64
 SHAPE, M = (3, 4, 5), 60
+FIELD = ig.priors.GaussianField((1, 6, 6), scale=0.2, shift=0.5)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -331,6 +333,42 @@ def test_the_data_step_of_outliers_is_stationary(law: NoiseModel) -> None:
         )
         best = grid[::40][(values - grid[::40] ** 2 / 0.08).argmax()]
         assert abs(float(z[0, i] - best)) < 0.02
+
+
+def test_the_noise_in_signals_is_found_once_for_a_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """HQS asks in every step; other rows and another reward are told their own."""
+    found: list[int] = []
+    find = problem_module.noise_in_signals
+
+    def counted(problem: Problem) -> Tensor | None:
+        found.append(len(problem.y))
+        return find(problem)
+
+    monkeypatch.setattr(problem_module, "noise_in_signals", counted)
+    y, sigma = randn(3, 1, 6, 6, seed=5), torch.tensor([0.1, 0.2, 0.4])[:, None, None, None]
+    problem = Problem(FIELD, Likelihood(Identity(), y, sigma))
+    for _ in range(3):
+        level = problem.noise_level
+        assert torch.allclose(level, sigma.flatten().to(level) / problem.prior.scale)  # type: ignore[union-attr]
+    part = problem.rows(torch.tensor([2, 0]))
+    assert torch.equal(part.noise_level, level[[2, 0]])  # type: ignore[arg-type, index]
+    assert found == [3, 2]
+    ig.solve(y, Identity(), FIELD, noise=Gaussian(0.1), solver="hqs", progress=False)
+    assert len(found) <= 5, "not once for each of 30 steps"
+
+
+@pytest.mark.parametrize("kind", [">f4", "<f8", "u2", np.longdouble])
+def test_parameters_may_be_arrays_of_any_kind(kind: Any) -> None:
+    given = np.array([[[1, 2, 3]]], kind)[..., ::-1]
+    law = Gaussian(given).bind(torch.zeros(2, 1, 1, 3))
+    assert law.sigma_y[0].flatten().tolist() == [3, 2, 1]
+    labels = np.array([3, 1], kind)
+    told = Problem(
+        FIELD, Likelihood(Identity(), randn(2, 1, 6, 6), 0.1), condition={"label": labels}
+    )
+    assert told.condition["label"].tolist() == [3, 1]
 
 
 LAWS: dict[str, NoiseModel] = {

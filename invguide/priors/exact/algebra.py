@@ -12,7 +12,7 @@ from torch import Tensor
 from invguide.arguments.arrays import Refused, as_tensor
 from invguide.arguments.checks import shown
 from invguide.errors import InputError, ShapeError
-from invguide.forward_operator import LinearOperator
+from invguide.forward_operator import LinearOperator, columns
 from invguide.prior import Prior
 
 Array = Tensor | np.ndarray | Sequence | float
@@ -126,9 +126,7 @@ def densify(prior: Prior, A: Tensor | LinearOperator, y: Array, sigma_y: float) 
     shape = tuple(size or 0 for size in prior.shape)
     d = torch.Size(shape).numel()
     if isinstance(A, LinearOperator):
-        with torch.no_grad():
-            basis = torch.eye(d, dtype=like.dtype, device=like.device).reshape(d, *shape)
-            images = torch.cat([A.forward(rows) for rows in basis.split(256)])
+        images = columns(A, shape, like)
         out_shape, matrix, paired = images.shape[1:], real(images).mT, images.is_complex()
     else:
         matrix = _as_tensor(A, "A").to(like)
