@@ -46,7 +46,8 @@ class Anscombe(Solver[AnscombeState]):
         and `std` is NaN.
 
     Args:
-        num_steps: Network calls, one for each view, of which there are eight. 1.
+        num_steps: Network calls, one for each of the eight mirror images and quarter turns, averaged. Default 1; up to
+            8 to average out what the network does to one orientation only.
     """
 
     requires: ClassVar[Requires] = Requires(

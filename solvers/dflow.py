@@ -67,12 +67,29 @@ class DFlow(Solver[DFlowState]):
 
     Bias:
         One point, not a sample: the most likely noise, so that spread is lost; for a Gaussian prior and a linear
-        operator that point is the posterior mean (within 1 % here). "chi" starts a null space from its own noise and
-        leaves some spread there, of no particular size. randomised=True is exact for a Gaussian prior and a linear
-        operator; otherwise it draws around each mode, and modes are those in which a search starts. Sliced W1 to the
-        posteriors of `invguide verify`, default / chi / randomised (exact samples): gaussian-2d 0.27 / 0.25 / 0.018
-        (0.022), gaussian-64d 0.094 / 0.028 / 0.008 (0.007), mixture-1d 1.27 / 1.27 / 0.87 (0.06), mixture-25 d=8 dy=2
-        7.4 / 7.6 / 7.5 (0.2).
+        operator that point is the posterior mean. "chi" starts a null space from its own noise and leaves some spread
+        there, of no particular size. randomised=True is exact for a Gaussian prior and a linear operator; otherwise it
+        draws around each mode, and modes are those in which a search starts. `invguide verify` prints the distances of
+        the default.
+
+    Args:
+        num_steps: Trials of the line search, each a roll-out there and back. Default 50; more where the log density of
+            the last steps still rises.
+        num_inner_steps: Steps of the roll-out from noise to signal. Default 20; more for a finer one: they cost time,
+            hardly any memory.
+        method: Of the roll-out: "euler", "midpoint", "heun", "ralston", "rk4", "ddim", "dpm++2s" or "dpm++2m". Default
+            "dpm++2m", second order for one network call a step; "rk4" takes four, "euler" and "ddim" one, the others
+            two.
+        regulariser: R, "gaussian" or "chi". Default "gaussian"; "chi" keeps |z| that of noise, and some spread where y
+            tells nothing.
+        prior_weight: Weight of R against the log target, 0 or more, no unit. Default 1.0, Bayes' rule; lower to explain
+            y more closely, noise and all.
+        randomised: Whether each sample has a y and a centre c of its own, so that samples spread. Default False, one
+            point; True for Gaussian noise, with "gaussian" and prior_weight 1.
+        memory: Steps that L-BFGS remembers, two signals each per sample. Default 10; fewer to save memory.
+        schedule: Noise levels of the roll-out: "karras", "exponential", "vp-linear" or "cosine" over the range of the
+            prior, or num_inner_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another
+            to repeat the runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)

@@ -46,8 +46,19 @@ class DiffPIR(Solver[DiffPIRState]):
         gradient step.
 
     Bias:
-        Takes Var[x0 | x] as a^2 in every direction. With zeta = 1 the mean is right and the spread too small (by 0.7 in
-        the closed-form test); smaller zeta with larger lam is too wide and pulled to the prior.
+        Takes Var[x0 | x] as a^2 in every direction. With zeta = 1 the mean is right and the spread too small; smaller
+        zeta with larger lam is too wide and pulled to the prior. `invguide verify` prints the distances.
+
+    Args:
+        num_steps: Noise levels, one network call and one data step each. Default 100; fewer are faster and less
+            accurate.
+        zeta: Share of the noise that a step redraws, in variance, 0 to 1. Default 1.0; 0.3 (blur) or 0.25
+            (super-resolution) to repeat released runs.
+        lam: Weight of the clean estimate against y in the data step, above 0, no unit. Default 1.0, Bayes' weight;
+            higher to stay nearer to the prior, lower to explain y sooner.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)

@@ -72,6 +72,26 @@ class DPG(Solver[DPGState]):
     Bias:
         That of DPS, and its slope is that of the target smoothed over r: log mean exp(f / Z). With few candidates most
         of it is noise, as for DPSZerothOrder.
+
+    Args:
+        num_steps: Noise levels, one network call, its gradient, and num_candidates + 5 calls of the target each
+            ("official": + 1). Default 100; fewer are faster and less accurate.
+        num_candidates: K, calls of the target for one policy gradient, at least 2. Default 128; more for signals of
+            many numbers, as the gradient is mostly noise below K = d.
+        smoothing: Radius r of the policy, as a share of the standard deviation that level a leaves open, above 0.
+            Default 0.5; larger where the target has jumps or plateaus, smaller where it is strongly curved.
+        momentum: Share of the running slope that the first step keeps, from 0 to below 1; it falls to 0. Default 0.1;
+            more where few candidates make slopes noisy.
+        guidance_scale: Strength of the guidance. Default 1.0, which "adaptive" means for every operator (no unit; lower
+            where samples explain y better than its noise); "official": length of a step in units of a, 10 to 300 by
+            task.
+        weight: Rule of the step: "adaptive" or "official", as above. Default "adaptive"; "official" to repeat the
+            paper's runs.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)

@@ -63,6 +63,20 @@ class DPS(Solver[DPSState]):
         "likelihood" and "official" ignore Var[x0 | x]: the mean is pulled onto y, and the spread of measured directions
         is too small. "adaptive" has one scalar for all directions and one mode in mind: spreads come out some percent
         too narrow or too wide, and a far mode is not found; `invguide verify` prints it.
+
+    Args:
+        num_steps: Noise levels, one network call and its gradient each. Default 100; fewer are faster and less
+            accurate.
+        guidance_scale: Strength of the guidance, no unit. Default 1.0, which "adaptive" means for every operator; lower
+            where samples explain y better than its noise (chi2 below 1); "likelihood" and "official" (there in units of
+            y) have to be tuned for each task.
+        weight: Rule of the step: "adaptive", "likelihood" or "official", as above. Default "adaptive"; "official" to
+            repeat the paper's runs, for Gaussian noise with one sigma_y.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True, prior_vjp=True)

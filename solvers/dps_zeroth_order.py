@@ -67,6 +67,23 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
     Bias:
         That of DPS. For a linear f, E[h] is its slope, but the cosine of the two is about 1 / sqrt(1 + d / q): with
         few candidates most of h is noise, steps are short, and y may not be explained after num_steps.
+
+    Args:
+        num_steps: Noise levels, one network call, its gradient, and num_candidates + 5 calls of the target each.
+            Default 100; fewer are faster and less accurate.
+        num_candidates: q, calls of the target for one slope, at least 2, even for "central". Default 128; more for
+            signals of many numbers, as the slope is mostly noise below q = d.
+        smoothing: Width of the candidates around D, as a share of the standard deviation that level a leaves open,
+            above 0. Default 0.5; larger where the target has jumps or plateaus, smaller where it is strongly curved.
+        difference: Differences "forward" or "central". Default "forward", nearly twice as many directions for the same
+            calls; "central" for targets whose curvature drowns their slope.
+        guidance_scale: Strength of the guidance, no unit. Default 1.0, which is meant for every operator; lower where
+            samples explain y better than its noise (chi2 below 1).
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False, prior_vjp=True)

@@ -59,6 +59,20 @@ class EKI(Solver[EKIState]):
         Exact for a Gaussian prior and a linear operator as the ensemble grows. Elsewhere the posterior is taken as
         Gaussian, and members leave the data for the affine span of the first ensemble: no denoiser brings them back.
         "normalized" collapses onto a fit of y.
+
+    Args:
+        num_steps: Updates, at most. Default 20; "normalized" needs hundreds.
+        ensemble_size: J, members, which are the samples, at least 2. Default 128; more where y tells of more directions
+            than that.
+        tempering: How the likelihood is portioned: "adaptive", "equal" or "normalized", as above. Default "adaptive";
+            "equal" for a fixed number of updates, "normalized" to repeat released runs.
+        step_size: Size of an update of "normalized", no unit, above 0. Default 2.0; the others do not use it.
+        prior_steps: Heun steps that draw the first ensemble from the prior, two network calls each but the last.
+            Default 32; fewer where a rough draw will do.
+        localised: Whether entries of the gain that the ensemble cannot tell from 0 are damped. Default False; True for
+            ensembles smaller than the number of directions that matter.
+        inflation: Factor of the distances to the mean after each update, at least 1. Default 1.0, none; a little more
+            where the ensemble is too narrow.
     """
 
     requires: ClassVar[Requires] = Requires(

@@ -63,10 +63,25 @@ class EluCD(Solver[EluCDState]):
     Bias:
         r^2 is one number for all directions, as in ECMGuidance. gamma makes the target count more than once: samples
         are surer of their class than the posterior, measured directions narrower, and the noise of y is explained with
-        them (chi2 0.02 where half of a photograph is measured); at gamma 0, classifiers are followed too little. Sliced
-        Wasserstein-1 to the four posteriors of `invguide verify`: 0.08, 0.82, 0.036, 8.1; DPS, which pays for the
-        gradient of the network, 0.02, 0.28, 0.024, 7.3. "edm" asks the classifier about noisy images, and its length
-        does not know how sure the classifier is.
+        them (chi2 far below 1); at gamma 0, classifiers are followed too little. DPS, which pays for the gradient of
+        the network, is nearer to the posteriors of `invguide verify`. "edm" asks the classifier about noisy images, and
+        its length does not know how sure the classifier is.
+
+    Args:
+        num_steps: Noise levels, one network call and no gradient of it each. Default 100; fewer are faster and less
+            accurate.
+        guidance_scale: Strength of the guidance, no unit. Default 1.0, which "adaptive" means for every target; lower
+            where samples explain y better than its noise (chi2 below 1); released: 1 for "ddpm", 0.001 to 0.004 for
+            "edm".
+        gamma: How much more guidance in the middle of the run, as a share of the first step's. Default 0.3, for
+            classifiers; 0 for measurements, which would be explained noise and all.
+        weight: Rule of the step: "adaptive", "ddpm" or "edm", as above. Default "adaptive"; the others to repeat
+            released runs.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "vp-linear", as released for
+            "ddpm"; "karras" goes with "edm".
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=True)

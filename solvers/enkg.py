@@ -92,6 +92,35 @@ class EnKG(Solver[EnKGState]):
         narrow: `localised` helps some. Of several modes the right ones are found, in proportions that are about
         right: what the prior flow does to a moved member is weighed by the measurement only. "normalized" collapses
         onto a fit of y: its spread means nothing.
+
+    Args:
+        num_steps: Euler steps of the flow. Default 30; fewer are faster, as network calls grow with the square of it
+            unless roll-outs are shortened.
+        ensemble_size: J, members, which are the samples, at least 2. Default 128; more where y tells of more directions
+            than that.
+        guidance_scale: Weight of the likelihood in all updates together, 0 or more. Default 1.0, Bayes' rule; for
+            "normalized" the size of an update, 2 as released.
+        correction: Rule of the update: "kalman" or "normalized", as above. Default "kalman"; "normalized" to repeat
+            released runs.
+        perturb: Whether "kalman" adds the noise n_j to what is to be explained. Default True; False, as in the paper,
+            is too narrow.
+        num_updates: Updates at each level, with a roll-out each. Default 1; 2 to repeat released runs.
+        window: (start, end), fractions of the run between which there are updates, both ends and the first step left
+            out. Default (0.05, 0.7); (0.05, 0.95) to repeat released runs.
+        decay: Weight of an update at the end of the run, relative to the start, between which it falls linearly, 0 to
+            1. Default 1.0, all the same; lower to update mostly early.
+        ess_threshold: Smallest effective size that the resampling may leave, as a share of J, above 0 to 1. Default
+            0.9; lower to weed out faster, 1 for no resampling.
+        rollout_divisor: Roll-outs take 1 + (num_steps - k) // rollout_divisor steps. Default None, all that the run
+            will take; 4 or 8, as released, to save network calls.
+        rollout_max: Most steps of a roll-out. Default None, num_steps; fewer to save network calls.
+        localised: Whether entries of the gain that the ensemble cannot tell from 0 are damped, and nothing is
+            resampled. Default False; True for ensembles smaller than the number of directions that matter.
+        inflation: Factor of the distances to the mean after each update, at least 1. Default 1.0, none; a little more
+            where the ensemble is too narrow.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(

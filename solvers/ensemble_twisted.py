@@ -68,6 +68,19 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
         linearisation costs effective particles, and so do hundreds of measurements seen by tens of members: then the
         ensemble descends from few ancestors, too narrow, far modes lost; runs of several seeds show it. Where calls
         fail for some x0 always, the target is what remains.
+
+    Args:
+        num_steps: Noise levels, a network call, two calls of the target and num_probes + 2 products with the network's
+            Jacobian each. Default 100; fewer are faster and less accurate.
+        ensemble_size: J, particles, which are the samples, at least 2. Default 256; more for sharp targets and many
+            measurements, where few ancestors are left.
+        num_probes: Products with J^T for H C H^T. Default 4; more where y tells of more directions: as many as
+            measurements make it exact.
+        ess_threshold: Resample where the effective size is below this share of J, 0 to 1. Default 0.5; 0 never does, 1
+            always.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(

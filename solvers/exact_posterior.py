@@ -40,8 +40,9 @@ class ExactPosterior(Solver[ExactPosteriorState]):
         None.
 
     Args:
-        num_steps: 1; more draw again.
-        draw: True: samples. False: the posterior mean, a point estimate.
+        num_steps: Draws, of which the last counts. Default 1; more only cost time.
+        draw: True: samples. False: the posterior mean, a point estimate. Default True; False for the best estimate in
+            mean square.
     """
 
     requires: ClassVar[Requires] = Requires(

@@ -60,6 +60,25 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
     Bias:
         Exact where r is log p(y | x) of the noisy state at every level. A head knows that as far as it was trained to:
         guidance is too strong where it is surer of y than the level allows, and "official" is no likelihood at all.
+
+    Args:
+        num_steps: Noise levels, one network call and its gradient each. Default 100; fewer are faster and less
+            accurate.
+        guidance_scale: Factor of the reward, 0 or more; "official" does not use it. Default 1.0, for a reward that is a
+            log probability; higher where the head is followed too little.
+        weight: Rule of the step: "bounded", "likelihood" or "official", as above. Default "bounded"; "official" to
+            repeat released runs.
+        window: (start, end), fractions of the run, start included, in which it is guided. Default (0.0, 1.0); (0, 0.5),
+            as released, leaves the details to the prior.
+        num_inner_steps: Of "official": steps of Adam at each level, each a network call and its gradient. Default 1;
+            more to follow the head more closely.
+        learning_rate: Of "official": Adam's, in units of z, above 0. Default 0.02; it takes the place of
+            guidance_scale.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(

@@ -67,6 +67,23 @@ class FeynmanKac(Solver[FeynmanKacState]):
         Unconditional at the same steps. With few, expectations are off by order 1 / ensemble_size, and with sharp
         targets in many dimensions the ensemble descends from few ancestors: too narrow, far modes lost. The ESS at the
         end does not show that; runs of several seeds do.
+
+    Args:
+        num_steps: Noise levels, one network call for each particle. Default 100; fewer are faster and less accurate.
+        ensemble_size: J, particles, which are the samples. Default 256; more for sharp targets, where few ancestors are
+            left.
+        potential: V: "smoothed", "denoised" or "final", as above. Default "smoothed"; "denoised" where a call of the
+            target is dear, "final" as a control.
+        num_draws: Of "smoothed": calls of the target for each particle and look. Default 8; more where few draws tell
+            little.
+        interval: Steps from one look at the target to the next. Default 4; 1 where it is cheap, more where it is dear.
+        ess_threshold: Resample where the effective size is below this share of J, 0 to 1. Default 0.5; 0 never does, 1
+            always.
+        eta: Noise that a step adds, as a share of that of ancestral sampling, above 0: without it copies of a particle
+            would stay equal. Default 1.0; another to repeat the runs of a paper.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(

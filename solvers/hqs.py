@@ -55,15 +55,16 @@ class HQS(Solver[HQSState]):
         A point estimate near the posterior mode: no spread, so seeds agree and `std` is NaN.
 
     Args:
-        num_steps: Network calls. 30; reductions to half the width need 20, to a quarter 8, narrow blurs and single
-            holes 15, motion blurs all.
-        lam: Weight of z against y, above 0. 0.19; 1 is better where the data step is a mean: see
-            `Operator.posterior_mean`.
-        sigma_start: First level, normalised units. 0.7.
-        sigma_end: Last level. None: the noise in signals (`Problem.noise_level`; 0.75 of it where that varies with the
-            signal), at least 0.02; 0.4 sigma_y, between 0.02 and 0.05, where entries are not
-            observed at all, or by an operator with a data step of its own, as clipping, since details there come from
-            the last levels only; 0.05 where no one sigma_y is known.
+        num_steps: Network calls. Default 30; reductions to half the width need 20, to a quarter 8, narrow blurs and
+            single holes 15, motion blurs all (`invguide bench steps`).
+        lam: Weight of z against y, above 0, no unit. Default 0.19; 1 where the data step is a mean
+            (`Operator.posterior_mean`), higher for smoother results.
+        sigma_start: First level, normalised units, above 0. Default 0.7; lower to keep more of the first guess.
+        sigma_end: Last level, normalised units, at most sigma_start. Default None: the noise in signals
+            (`Problem.noise_level`; 0.75 of it for laws that are not Gaussian), at least 0.02; 0.4 of it, between 0.02
+            and 0.05, where entries are not observed at all, or by an operator with a data step of its own, as clipping,
+            since details there come from the last levels only; 0.05 where no level is known. Higher for smoother
+            results.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)

@@ -61,6 +61,22 @@ class MotionGuidance(Solver[MotionGuidanceState]):
     Bias:
         That of universal guidance, and no likelihood is meant: a weight of 300 wants the top of the reward. Seams at
         the edge of the mask are only as good as the prior's view of both sides.
+
+    Args:
+        num_steps: Noise levels, num_recurrences network calls and their gradients each. Default 50; fewer are faster
+            and less accurate.
+        num_recurrences: Visits to each level. Default 2; more to follow the reward more closely, at their price.
+        guidance_scale: w, weight of the reward, per unit of it, 0 or more. Default 300.0, for `Motion` with its own
+            weights; lower where the result looks unnatural.
+        weight: Rule of the step: "adaptive" or "official", as above. Default "adaptive"; "official" to repeat released
+            runs.
+        clip: Of "official": longest step, root mean square in units of the noise level, above 0. Default 1.5625, as
+            released; infinity for no bound.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 0.0, the probability flow; 1 is
+            ancestral sampling, whose fresh noise mends errors and takes more steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; levels of your own that
+            begin lower keep more of the source.
     """
 
     requires: ClassVar[Requires] = Requires(

@@ -50,6 +50,19 @@ class REDDiff(Solver[REDDiffState]):
 
     Bias:
         Mode seeking: seeds differ by optimiser noise, not by the posterior.
+
+    Args:
+        num_steps: Updates, one network call each. Default 200; fewer are faster and less accurate.
+        learning_rate: Adam's, normalised units, above 0; "bayes" lets it fall nearly to 0. Default 0.1; lower where the
+            fit is unsteady.
+        prior_weight: Weight of the prior against y, 0 or more: no unit, "official" in units of y. Default 0.25; higher
+            for smoother results, lower to explain y more closely.
+        weight: How both terms are weighed: "bayes" or "official", as above. Default "bayes"; "official" to repeat
+            released runs, for Gaussian noise with one sigma_y.
+        sigma_start: Of "bayes": first level, normalised units, above 0. Default 1.0; lower to keep more of the first
+            guess.
+        sigma_end: Of "bayes": last level, normalised units, above 0. Default None: the noise in signals, between 0.02
+            and 0.2; 0.05 where no level is known. Higher for smoother results.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)

@@ -68,6 +68,26 @@ class SCG(Solver[SCGState]):
         right: at D it overshoots as DPS does; num_draws helps where p(x0 | x) is roughly white, and
         widens far too much where it is not. Both are measured by `invguide verify`. No weights correct for it: see
         FeynmanKac.
+
+    Args:
+        num_steps: Noise levels, num_candidates calls of the network and of the target each (blocks and num_draws
+            multiply the latter). Default 100; fewer are faster and less accurate.
+        num_candidates: K, next states to choose from. Default 16; more follow the target more closely, at their price;
+            1 is the prior.
+        select: How to choose: "greedy" or "softmax", as above. Default "greedy"; "softmax" for samples and not the
+            best.
+        temperature: Of "softmax": in units of the log target, above 0. Default 1.0, for samples; lower is greedier.
+        num_draws: Calls of the target around each D_k, for V_k. Default 0, at D_k itself; some where the target is
+            sharp and p(x0 | x) roughly white.
+        blocks: Into how many parts the last axes are cut, for a choice in each, such as (2, 2) for quarters of a
+            picture. Default (), whole signals; several where the reward is a sum over them.
+        window: (start, end), fractions of the run, both included, in which there is a choice. Default (0.0, 1.0);
+            (0.25, 1), as released, saves calls while D is vague.
+        eta: Noise that a step adds, by which candidates differ, as a share of that of ancestral sampling, above 0.
+            Default 1.0; lower for candidates nearer to each other.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="either", gradient=False)

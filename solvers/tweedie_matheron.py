@@ -53,10 +53,10 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
     Differences:
         MMPS moves by the mean E[x0 | x, y], which leaves ((a^2 - b^2) / a^2)^2 Cov[x0 | x, y] out of every step: its
         samples, as those of DPS, say that they know more than they do. Preconditioned by the operator's own `solve`
-        with C taken as the white covariance of the same energy. Jacobians of networks are not symmetric, by a quarter
-        to a half of J v: as a covariance, J^T alone lets what is observed leak into what is not, and samples of smooth
-        pictures are up to 1.6 times too wide; hence both products. A row whose curvature falls below what s^2 alone
-        gives, which no covariance does, stops there.
+        with C taken as the white covariance of the same energy. Jacobians of networks are not symmetric: as a
+        covariance, J^T alone lets what is observed leak into what is not, and samples of smooth pictures come out too
+        wide; hence both products. A row whose curvature falls below what s^2 alone gives, which no covariance does,
+        stops there.
 
     Bias:
         None for a Gaussian prior but that of the draw, whose spectrum is J^2 in place of J, and of an unconverged
@@ -64,8 +64,9 @@ class TweedieMatheron(Solver[TweedieMatheronState]):
 
     Args:
         num_steps: Levels; a sixth of them, at least one, above eight times the size of clean signals, the rest (rho =
-            7) from there to a 25th of it. 30.
-        num_cg: Products with the Jacobian at each level, besides one for the draw. 3.
+            7) from there to a 25th of it. Default 30; fewer are faster and less accurate.
+        num_cg: Steps of the linear solve at each level, at most, each a network call and a gradient. Default 3; more
+            where `unsolved` of the steps stays high.
     """
 
     requires: ClassVar[Requires] = Requires(

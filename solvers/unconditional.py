@@ -42,6 +42,14 @@ class Unconditional(Solver[UnconditionalState]):
 
     Bias:
         Exact in the limit of many steps. With few, ancestral steps are under-dispersed (they ignore Var[x0 | x]).
+
+    Args:
+        num_steps: Noise levels, one network call each. Default 100; fewer are faster and less accurate.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
+            flow, for few steps.
+        schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
+            num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
+            runs of a paper.
     """
 
     requires: ClassVar[Requires] = Requires(target="none", gradient=False)
