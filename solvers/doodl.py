@@ -82,7 +82,7 @@ class DOODL(Solver[DOODLState]):
 
     num_steps: Count = 50
     num_inner_steps: Count = 20
-    mixing: float | None = None  # by default 0.93^(50 / num_inner_steps)
+    mixing: float | None = None
     learning_rate: Positive = 0.05
     momentum: Annotated[float, Number(0, 1, open_high=True)] = 0.9
     clip: PositiveOrInfinite = 3.0

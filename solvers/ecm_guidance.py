@@ -85,9 +85,7 @@ class ECMGuidance(Solver[ECMGuidanceState]):
 
     num_steps: Count = 50
     guidance_scale: NonNegative = 1.0
-    clip: PositiveOrInfinite = (
-        1.0  # largest |d| of an element; in units of r, "official": normalised units
-    )
+    clip: PositiveOrInfinite = 1.0
     weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
     eta: NonNegative = 1.0
     schedule: Schedule = "karras"

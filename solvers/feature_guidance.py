@@ -90,8 +90,8 @@ class FeatureGuidance(Solver[FeatureGuidanceState]):
     guidance_scale: NonNegative = 1.0
     weight: Annotated[str, OneOf(WEIGHTS)] = "bounded"
     window: Window = (0.0, 1.0)
-    num_inner_steps: Count = 1  # of "official"
-    learning_rate: Positive = 0.02  # of "official"
+    num_inner_steps: Count = 1
+    learning_rate: Positive = 0.02
     eta: NonNegative = 1.0
     schedule: Schedule = "karras"
 

@@ -87,7 +87,7 @@ class MotionGuidance(Solver[MotionGuidanceState]):
     num_recurrences: Count = 2
     guidance_scale: NonNegative = 300.0
     weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
-    clip: PositiveOrInfinite = 1.5625  # of "official"
+    clip: PositiveOrInfinite = 1.5625
     eta: NonNegative = 0.0
     schedule: Schedule = "karras"
 

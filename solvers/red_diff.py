@@ -74,9 +74,7 @@ class REDDiff(Solver[REDDiffState]):
     prior_weight: NonNegative = 0.25
     weight: Annotated[str, OneOf(WEIGHTS)] = "bayes"
     sigma_start: Positive = 1.0
-    sigma_end: Positive | None = (
-        None  # by default the noise of the measurement, between 0.02 and 0.2
-    )
+    sigma_end: Positive | None = None
 
     def init(self, problem: Problem, noise: Noise) -> REDDiffState:
         x0 = problem.blank_estimate() if problem.start is None else problem.start

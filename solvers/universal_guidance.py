@@ -87,11 +87,11 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
 
     num_steps: Count = 50
     num_recurrences: Count = 2
-    guidance_scale: NonNegative = 1.0  # 0: no forward part, and no gradient of the network
+    guidance_scale: NonNegative = 1.0
     weight: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
     num_backward_steps: CountOrNone = 0
     optimiser: Annotated[str, OneOf(OPTIMISERS)] = "conjugate"
-    learning_rate: Positive = 0.01  # of "adam", normalised units
+    learning_rate: Positive = 0.01
     eta: NonNegative = 0.0
     schedule: Schedule = "karras"
 
