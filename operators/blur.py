@@ -12,9 +12,10 @@ class Blur(Convolution):
     """Convolution of every channel with one kernel, y(i) = sum_j kernel(j) x(i - j).
 
     Args:
-        kernel: (H, W), both odd, centred, summing to 1; another sum is divided out with a warning.
-        padding: How the image goes on beyond its edges. "reflect" (the edge pixel repeated, as in
-            `scipy.ndimage`) and "circular" keep the size; "valid" keeps only what needs no guess.
+        kernel: (H, W) in pixels, both odd, centred, summing to 1; another sum is divided out with a warning.
+        padding: How the image goes on beyond its edges. "reflect" (the edge pixel repeated, as in `scipy.ndimage`) and
+            "circular" keep the size; "valid" keeps only what needs no guess. Default "reflect"; "circular" for periodic
+            signals, "valid" where y is smaller than x.
 
     Raises:
         InputError: The kernel sums to zero or is not finite; unknown padding.

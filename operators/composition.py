@@ -16,7 +16,7 @@ class Composition(Operator):
     A linear operator, with its adjoint, if all parts are; differentiable if all parts are.
 
     Args:
-        operators: At least one. Callables and deepinv physics go through `as_operator` first.
+        operators: At least one, first applied first. Callables and deepinv physics go through `as_operator` first.
 
     Raises:
         InputError: No operators, or something else.

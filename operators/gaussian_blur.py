@@ -12,9 +12,10 @@ class GaussianBlur(SeparableOperator):
     """Convolution with a Gaussian, cut off at four standard deviations and normalised.
 
     Args:
-        sigma: Standard deviation in pixels.
-        padding: How the image goes on beyond its edges. "reflect" (the edge pixel repeated, as in
-            `scipy.ndimage`) and "circular" keep the size; "valid" keeps only what needs no guess.
+        sigma: Standard deviation of the Gaussian, pixels, above 0.
+        padding: How the image goes on beyond its edges. "reflect" (the edge pixel repeated, as in `scipy.ndimage`) and
+            "circular" keep the size; "valid" keeps only what needs no guess. Default "reflect"; "circular" for periodic
+            signals, "valid" where y is smaller than x.
 
     Raises:
         InputError: sigma is not a positive number; unknown padding.

@@ -17,7 +17,8 @@ class Grayscale(LinearOperator):
     """Weighted sum of the channels, (B, C, H, W) -> (B, 1, H, W).
 
     Args:
-        weights: One per channel; by default the luma of red, green and blue (ITU-R BT.601, as PIL).
+        weights: One per channel, no unit. Default (0.299, 0.587, 0.114), the luma of red, green and blue (ITU-R BT.601,
+            as PIL); others for other channels or another grey.
 
     Example:
         >>> import torch

@@ -21,10 +21,10 @@ class HDR(Operator):
     closed form (`posterior_mean`). The power is smoothed below 1e-3, where its slope may be infinite.
 
     Args:
-        gain: Exposure or contrast; 2 is one stop.
-        gamma: Exponent of the tone curve, such as 1 / 2.2; 1 for none.
-        pivot: Level that the gain leaves alone. 0 is an over-exposed photograph; 0.5 the task that papers on images
-            in [-1, 1] call high dynamic range, clip(2 x, -1, 1).
+        gain: Exposure or contrast, above 0, no unit; 2 is one stop. Default 2.0; that of your exposure.
+        gamma: Exponent of the tone curve, above 0. Default 1.0, none; such as 1 / 2.2 where y went through one.
+        pivot: Level that the gain leaves alone, data units. Default 0.0, an over-exposed photograph; 0.5 for the task
+            that papers on images in [-1, 1] call high dynamic range, clip(2 x, -1, 1).
 
     Raises:
         InputError: gain or gamma is not a positive number; pivot is not finite.

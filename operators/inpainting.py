@@ -27,7 +27,8 @@ class Inpainting(LinearOperator):
     """Keep the pixels where the mask is 1 and set the others to 0.
 
     Args:
-        mask: 1 or True where the pixel is known, 0 or False where it is missing; (C or 1, H, W) or (H, W).
+        mask: 1 or True where the pixel is known, 0 or False where it is missing; (C or 1, H, W) or (H, W), shared by
+            all images.
 
     Raises:
         InputError: Values other than 0 and 1; nothing missing; nothing known.

@@ -16,12 +16,12 @@ class JPEG(Operator):
     """Compress to JPEG and decode, any size, 3 channels (colour, 4:2:0) or 1 (grey); images in [0, 1].
 
     Kornia's differentiable codec: where JPEG rounds a coefficient c to r, it keeps r + (c - r)^3. So the result
-    differs from a file's by a fifth to a half of the compression error, and the gradient, 3 (c - r)^2 per
-    coefficient, is a quarter of the true slope on average: solvers need a larger guidance scale. Values outside of
-    [0, 1] are coded as they are, which a file cannot; the decoded image is cut off to [0, 1].
+    is near a file's and not equal to it, and the gradient, 3 (c - r)^2 per coefficient, is a quarter of the true slope
+    on average: solvers need a larger guidance scale. Values outside of [0, 1] are coded as they are, which a file
+    cannot; the decoded image is cut off to [0, 1].
 
     Args:
-        quality: Of the file, 1 (smallest) to 100.
+        quality: Of the file, 1 (smallest) to 100, as the encoder was told.
 
     Raises:
         InputError: quality out of range.

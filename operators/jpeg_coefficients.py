@@ -40,12 +40,13 @@ class JPEGCoefficients(LinearOperator):
     whole blocks as libjpeg does: the last pixel is repeated; below, the last mean is.
 
     Args:
-        size: (height, width) of the upright picture.
-        colour: "ycbcr"; "rgb" (planes as they are); "luma" (of a colour picture the Y plane alone, as a grey file of
-            it); "grey" (one channel).
-        factors: How many pixels (down, across) of the stored picture share one value of each plane; 4:2:0 is
-            ((1, 1), (2, 2), (2, 2)). By default no plane is reduced.
+        size: (height, width) of the upright picture, pixels.
+        colour: Planes: "ycbcr"; "rgb" (as they are); "luma" (of a colour picture the Y plane alone, as a grey file of
+            it); "grey" (one channel). Default "ycbcr", that of nearly all colour files.
+        factors: How many pixels (down, across) of the stored picture share one value of each plane. Default None, none
+            are shared; as the file tells: 4:2:0 is ((1, 1), (2, 2), (2, 2)).
         orientation: EXIF, 1 to 8: the stored picture is the upright one turned back by it, and its blocks with it.
+            Default 1, not turned; as the file tells.
 
     Raises:
         InputError: A colour that is unknown, factors or an orientation that cannot be.

@@ -43,9 +43,9 @@ class MotionBlur(Convolution):
     """Convolution with a straight line.
 
     Args:
-        length: Of the line, in pixels; above 1.
-        angle: In degrees, counter-clockwise from the direction to the right.
-        padding: As in `Blur`.
+        length: Of the line, pixels, above 1.
+        angle: Degrees, counter-clockwise from the direction to the right. Default 0.0; that of the motion.
+        padding: As in `Blur`. Default "reflect"; "valid" where y is smaller than x.
 
     Raises:
         InputError: length is not above 1, angle is not finite; unknown padding.

@@ -18,9 +18,9 @@ class NonlinearBlur(Operator):
     Powers keep the sign of their argument and are smoothed below 1e-3, so that gradients are finite everywhere.
 
     Args:
-        kernel: As in `Blur`: (H, W), both odd, centred, summing to 1.
-        gamma: Of the tone curve; 1 gives the linear blur.
-        padding: As in `Blur`.
+        kernel: As in `Blur`: (H, W) in pixels, both odd, centred, summing to 1.
+        gamma: Exponent of the tone curve, above 0. Default 2.2, about that of displays; 1 gives the linear blur.
+        padding: As in `Blur`. Default "reflect"; "valid" where y is smaller than x.
 
     Raises:
         InputError: gamma is not a positive number; a kernel that `Blur` refuses.

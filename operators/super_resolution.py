@@ -40,9 +40,11 @@ class SuperResolution(SeparableOperator):
     `pinv` take `size`, else the size of the last image that gave a y of this size, else factor times y.
 
     Args:
-        factor: Integer of at least 2.
-        filter: "bicubic", "box" (mean of the block), or "gaussian" (standard deviation factor / 2 pixels).
-        size: (H, W) of x, where known and no multiple of the factor.
+        factor: Pixels of x for one of y along each axis, a whole number of at least 2.
+        filter: Before the sampling: "bicubic", "box" (mean of the block), or "gaussian" (standard deviation factor / 2
+            pixels). Default "bicubic", that of image programs; "box" for sensors whose pixels are summed.
+        size: (height, width) of x, pixels. Default None: as above; where x is no multiple of the factor, so that y does
+            not tell.
 
     Raises:
         InputError: factor, filter or size is not one of these.
