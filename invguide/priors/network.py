@@ -32,7 +32,22 @@ PREDICTS = ("eps", "v", "x0", "score", "flow", "edm")
 
 
 class NetworkPrior(Prior):
-    """A frozen network as a denoiser; made by `from_network`, which documents the arguments."""
+    """A frozen network as a denoiser; made by `from_network`, which documents the arguments.
+
+    Args:
+        net: A module or any callable; frozen.
+        predicts: One of "eps", "v", "x0", "score", "flow", "edm".
+        schedule: How the network was shown its noisy inputs, an object: `from_network` makes it of a name.
+        shape: One sample, channels first; None where the network takes any size.
+        scale: Data units of one normalised unit: data = scale * normalised + shift.
+        shift: Of normalised 0, data units.
+        multiple: Axes of free size (None) are reflected to a multiple of this, pixels.
+        sigma_data: Standard deviation of clean data, normalised units.
+        sigma_min: Lowest noise level, normalised units.
+        sigma_max: Highest noise level, normalised units.
+        time_scale: Multiplies the time argument of the network.
+        reverse_time: Whether the network's clock runs from noise to data.
+    """
 
     sigma_data: float
 
@@ -299,18 +314,24 @@ def from_network(
 
     Args:
         net: A module or any callable; its output is a tensor, or has one as `.sample` or `[0]`.
-        predicts: One of "eps", "v", "x0", "score", "flow", "edm".
-        schedule: A name of the table, or the cumulative products abar (T,) of a VP network.
-        shape: One sample, channels first; None where the network takes any size.
-        data_range: What 0 and 1 of the data were mapped to when the network was trained.
-        multiple: Axes of free size (None) are reflected to a multiple of this, and cropped again.
-            Axes of fixed size are taken as they are.
-        sigma_data: Standard deviation of clean data, normalised units; used by "edm".
-        sigma_min, sigma_max: Narrow or widen the range; by default that of the schedule, at most
-            200 ("ve" and "edm": 0.002 to 80).
-        time_scale: Multiplies the time argument, such as 1000 for flow networks of diffusers.
-        reverse_time: The network's clock runs from noise to data: its time is T - 1 - step, or 1 - t of a
-            flow, whose velocity is then x0 - n.
+        predicts: One of "eps", "v", "x0", "score", "flow", "edm". Default "eps"; what the network was trained for.
+        schedule: A name of the table, or the cumulative products abar (T,) of a VP network. Default "linear-vp"; what
+            the network was trained with.
+        shape: One sample, channels first; None where the network takes any size. Default (3, None, None), colour
+            pictures.
+        data_range: What 0 and 1 of the data were mapped to when the network was trained. Default (-1.0, 1.0); (0.0,
+            1.0) for one that was shown data as they are.
+        multiple: Axes of free size (None) are reflected to a multiple of this, pixels, and cropped again; axes of fixed
+            size are taken as they are. Default 8; 2^n for a network that halves images n times.
+        sigma_data: Standard deviation of clean data, normalised units, above 0; used by "edm". Default 0.5, that of
+            released ones.
+        sigma_min: Lowest noise level, normalised units. Default None: that of the schedule ("ve" and "edm": 0.002);
+            another to narrow or widen the range.
+        sigma_max: Highest noise level, normalised units. Default None: that of the schedule, at most 200 ("ve" and
+            "edm": 80); another to narrow or widen the range.
+        time_scale: Multiplies the time argument, not 0. Default 1.0; 1000 for flow networks of diffusers.
+        reverse_time: Whether the network's clock runs from noise to data: its time is T - 1 - step, or 1 - t of a flow,
+            whose velocity is then x0 - n. Default False; True where `prior.check` finds it so.
 
     Raises:
         InputError: If an argument is unknown, or predicts and schedule do not go together.

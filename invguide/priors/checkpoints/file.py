@@ -48,8 +48,8 @@ def read_weights(path: str | Path, entry: str | None = None) -> dict[str, Tensor
 
     Args:
         path: The file; what it is, its content decides and not its name.
-        entry: Which part of it, where it holds several networks ("ema", "model", ...). By default the
-            first of the usual names that holds tensors, averaged weights before others.
+        entry: Which part of it, where it holds several networks ("ema", "model", ...). Default None: the first of the
+            usual names that holds tensors, averaged weights before others.
 
     Raises:
         CheckpointError: Not a file of weights, damaged, unsafe, or larger in memory than it is on disk.

@@ -36,11 +36,14 @@ class GaussianField(Prior):
 
     Args:
         shape: One sample, (C, H, W); one or three axes in place of H, W will do.
-        slope: Of the power spectrum; 2 is typical of photographs.
-        std: Standard deviation of a pixel, normalised units.
-        mean: Of every pixel.
-        knee: Cycles per longest side below which the spectrum is flat.
-        scale, shift: data = scale * normalised + shift; scale=0.2, shift=0.5 lies mostly in [0, 1].
+        slope: Of the power spectrum, no unit. Default 2.0, typical of photographs; 0 is white, more is smoother.
+        std: Standard deviation of a pixel, normalised units, above 0. Default 1.0; that of your images.
+        mean: Of every pixel, normalised units. Default 0.0; that of your images.
+        knee: Cycles per longest side below which the spectrum is flat, above 0. Default 1.0; more for smaller
+            structures.
+        scale: Data units of one normalised unit, not 0: data = scale * normalised + shift. Default 1.0; 0.2, with a
+            shift of 0.5, lies mostly in [0, 1].
+        shift: Of normalised 0, data units. Default 0.0; 0.5, with a scale of 0.2, lies mostly in [0, 1].
 
     Raises:
         ShapeError: If shape is not channels first with at least one more axis.
@@ -165,6 +168,12 @@ class FieldPosterior(metaclass=Checked):
     from the noise (Matheron's rule), which is exact and never needs the posterior covariance. The
     inverse is spectral where A is found to be a circular convolution, else conjugate gradients to
     a residual of 1e-10.
+
+    Args:
+        prior: The field.
+        A: On images of its shape, data units.
+        y: One measurement, with or without a batch axis of one; complex counts as pairs.
+        sigma_y: Noise standard deviation of each real number, measurement units, above 0.
     """
 
     def __init__(self, prior: GaussianField, A: LinearOperator, y: Array, sigma_y: float) -> None:

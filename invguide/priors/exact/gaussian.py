@@ -32,9 +32,11 @@ class Gaussian(Prior):
     (d, d) matrix. Computes in float64 until moved with `.to(...)`.
 
     Args:
-        mean: Shape (d,), or the shape of one sample; d is then its number of entries.
-        covariance: (d, d), symmetric positive definite.
-        scale, shift: data = scale * normalised + shift; mean and covariance are normalised.
+        mean: Normalised units; shape (d,), or the shape of one sample, d then being its number of entries.
+        covariance: Normalised units squared, (d, d), symmetric positive definite.
+        scale: Data units of one normalised unit, not 0: data = scale * normalised + shift. Default 1.0; that of your
+            data.
+        shift: Of normalised 0, data units. Default 0.0; that of your data.
 
     Raises:
         ShapeError: If covariance is not (d, d).

@@ -34,10 +34,12 @@ class GaussianMixture(Prior):
     costs O(d^2 + K d) per sample, otherwise O(K d^2).
 
     Args:
-        means: (K, d), or (K, *shape of one sample).
-        covariance: (d, d), or (K, d, d); symmetric positive definite.
-        weights: (K,), positive, summing to 1; equal when left out.
-        scale, shift: data = scale * normalised + shift; the mixture is in normalised units.
+        means: Normalised units, (K, d), or (K, *shape of one sample).
+        covariance: Normalised units squared, (d, d), or (K, d, d) of each component; symmetric positive definite.
+        weights: (K,), positive, summing to 1. Default None: all equal.
+        scale: Data units of one normalised unit, not 0: data = scale * normalised + shift. Default 1.0; that of your
+            data.
+        shift: Of normalised 0, data units. Default 0.0; that of your data.
 
     Conditions: `label` (B,), the component that a row is known to come from, -1 for unknown.
 

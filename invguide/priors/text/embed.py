@@ -46,7 +46,7 @@ def embed_text(
     Args:
         where: The folder of a pipeline saved by diffusers, or its hub id: what `load_prior` takes.
         prompt: A text, or several; "" is what the network was told where there was no text.
-        device: Where the text encoders work; they are in memory only meanwhile.
+        device: Where the text encoders work; they are in memory only meanwhile. Default "cpu"; "cuda" for long lists.
 
     Returns:
         By the names that the prior takes, one row for each text, float32, on the CPU.

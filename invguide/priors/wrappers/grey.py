@@ -17,8 +17,8 @@ class Grey(WrappedPrior):
 
     Along the unit vector (1, ..., 1) / sqrt(C) of colour space such a picture is sqrt(C) x, so its noise is sqrt(C) s
     there, and this is the level that the network is told. Across it a grey picture is known to be zero; noise drawn
-    there would make the whole white, but the answer would depend on the draw: measured on 28 photos at s = 25 / 255,
-    0.05 dB better with one draw and 0.07 dB with the mean of four. With the level s itself it is 5.8 dB worse.
+    there would make the whole white and the answer hardly better, but dependent on the draw. The level s itself would
+    be too low by far: noise would pass for structure.
 
     Args:
         prior: Of colour pictures in pixels (C, H, W), C at least 2.

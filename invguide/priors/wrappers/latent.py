@@ -29,11 +29,15 @@ class LatentPrior(Prior):
         prior: Over the latents, such as `from_network(unet, "eps", "scaled-linear-vp", (4, None, None))`.
         autoencoder: With encode and decode for images in [-1, 1], such as diffusers.AutoencoderKL. They return a
             tensor, or an output with `latent_dist` or `latents`, and `sample`.
-        scaling_factor, shift_factor: Of the latents; by default those of the autoencoder's configuration.
-        factor: Pixels per latent, along each axis; by default as the configuration tells.
-        channels: Of an image.
-        size: Of the images, where they all have one that need not be a multiple of factor: decoded images are cropped
-            at their far ends, and images are reflected there before they are encoded.
+        scaling_factor: Of the latents, above 0, as above. Default None: that of the autoencoder's configuration; given
+            for one without.
+        shift_factor: Of the latents, as above. Default None: that of the configuration, else 0.
+        factor: Pixels per latent, along each axis. Default None: as the configuration tells; given for an
+            autoencoder without.
+        channels: Of an image. Default 3, colour.
+        size: (height, width) of all images, pixels; it need not be a multiple of factor: decoded images are cropped at
+            their far ends, and images are reflected there before they are encoded. Default None: multiples of factor;
+            see `for_size`.
 
     Raises:
         InputError: The factors are not given, and the autoencoder has no configuration that tells them, or one that

@@ -78,7 +78,8 @@ class Padded(WrappedPrior):
 
     Args:
         prior: For images (C, ...).
-        multiple: Of the sizes along free axes (None in the shape).
+        multiple: Of the sizes along free axes (None in the shape), pixels. Default 8; 2^n for a network that halves
+            images n times.
     """
 
     def __init__(self, prior: Prior, multiple: Count = 8) -> None:

@@ -35,10 +35,13 @@ class Tiled(WrappedPrior):
 
     Args:
         prior: For images (C, ...).
-        tile: Height and width of a tile; by default the size that the prior takes, else 256. Where the prior takes any
-            size, tiles are as much smaller as the same number of them allows.
-        overlap: Of neighbouring tiles, in pixels, at least; by default a quarter of the tile.
-        batch_size: Tiles in one network call, of one or several samples; by default 1 on a CPU, else 8.
+        tile: Height and width of a tile, pixels. Default None: the size that the prior takes, else 256; smaller to save
+            memory, larger to see more of the surroundings. Where the prior takes any size, tiles are as much smaller as
+            the same number of them allows.
+        overlap: Of neighbouring tiles, pixels, at least; at most half a tile. Default None: a quarter of the tile; four
+            times as far as the network looks makes tiles exact.
+        batch_size: Tiles in one network call, of one or several samples. Default None: 1 on a CPU, else 8; more for
+            speed where there is memory.
 
     Raises:
         InputError: The prior takes tiles of another size only, or tile and overlap do not go together.
