@@ -29,7 +29,8 @@ class FeatureReward(Reward):
         prior: The prior that is guided, with a torch.nn.Module inside.
         modules: Dotted names, as in `prior.named_modules()`; of one from `from_network`, "net.<name in the network>".
         function: {name: features (B, ...)} -> (B,), higher is better; such as a trained head and a distance.
-        condition: Keywords of a conditional prior for clean signals, one row each.
+        condition: Keywords of a conditional prior for clean signals, one row each. Default None; for priors that need
+            one.
 
     Raises:
         InputError: A module that the prior does not have (the nearest is suggested), or that was not called.

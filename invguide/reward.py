@@ -101,6 +101,9 @@ class Reward(Entries, metaclass=Checked):
 class Weighted(Reward):
     """Sum of weight * reward, as `0.5 * a + 2 * b` makes it; differentiable only where every part is.
 
+    Args:
+        parts: (weight, reward) of each term; weights are finite, of any sign.
+
     Raises:
         InputError: A weight that is not finite.
     """
@@ -141,7 +144,8 @@ def as_reward(value: Any, differentiable: bool | None = None) -> Reward:
     Args:
         value: A Reward (returned as it is), an Operator with one number per sample such as a BlackBox, or a callable
             (N, *shape) -> (N,) on torch tensors or numpy arrays, data units.
-        differentiable: Whether gradients may be taken of a callable; by default its first call finds out.
+        differentiable: Whether gradients may be taken of a callable. Default None: its first call finds out; False for
+            one whose gradient is of no use.
 
     Raises:
         InputError: Nothing that scores samples.

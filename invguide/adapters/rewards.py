@@ -44,6 +44,11 @@ class FunctionReward(Reward):
     function holds run in evaluation mode, and are left as they were found. A black box that raises for a batch is asked
     row by row: rows that raise are NaN, and are counted in `failures`. The exceptions of a differentiable one pass.
 
+    Args:
+        function: (B, *shape) -> (B,), data units, higher is better.
+        differentiable: Whether gradients may be taken. Default None: the first call finds out; False for one whose
+            gradient is of no use, True to be told where there is none.
+
     Raises:
         InputError: Neither a tensor nor an array can be passed, something else than numbers is returned, or a gradient
             is wanted where there is none or where the function changes its input in place.

@@ -29,9 +29,11 @@ class ClassLogProb(NetworkReward):
     Args:
         classifier: Images -> logits (N, K), or a dict that has them as "logits" or "out".
         label: Class index from 0, or several of which any will do.
-        temperature: T.
-        marginal: m.
-        transform: Images in [0, 1] -> what the classifier expects, such as `Preprocess.imagenet()`; None: as they are.
+        temperature: T, above 0, no unit. Default 1.0; higher for a classifier that is surer than it is right.
+        marginal: m, 0 or more, no unit. Default 1.0; lower to raise the logit itself and not only its lead over the
+            others, 0.5 in EluCD.
+        transform: Images in [0, 1] -> what the classifier expects. Default None: as they are; such as
+            `Preprocess.imagenet()`.
 
     Raises:
         InputError: A label that the classifier does not have, a temperature that cannot be, something else than logits.

@@ -27,8 +27,9 @@ class ColourHistogram(Reward):
 
     Args:
         reference: A picture (C, H, W) of any size in [0, 1], or its histograms (C, K), one distribution a row.
-        bins: K, at least 2; None: 32, or as many as the given histograms have.
-        bandwidth: h in widths of a bin.
+        bins: K, at least 2. Default None: 32, or as many as the given histograms have; fewer to save memory.
+        bandwidth: h in widths of a bin, above 0. Default 1.0; lower for the ordinary histogram, whose slope is 0 nearly
+            everywhere.
 
     Raises:
         InputError: Numbers of bins, bandwidths or histograms that cannot be.

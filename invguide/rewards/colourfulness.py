@@ -21,7 +21,7 @@ class Colourfulness(Reward):
     0.13 and 0.43. A grey picture has M = 0 and no slope.
 
     Args:
-        target: M to aim at, data units; None: as colourful as can be.
+        target: M to aim at, data units, 0 or more. Default None: as colourful as can be; 0.13 is moderate.
 
     Raises:
         InputError: A target that cannot be.

@@ -18,10 +18,11 @@ class ConnectedComponents(PerSample):
     Signals and volumes, (C, L) and (C, D, H, W), have regions as pictures have.
 
     Args:
-        target: Number of regions to aim at; None: as few as can be.
-        threshold: A pixel above it belongs to a region; data units.
+        target: Number of regions to aim at. Default None: as few as can be; a number for just so many.
+        threshold: A pixel above it belongs to a region; data units. Default 0.5; that between your regions and the
+            rest.
         connectivity: How many axes a neighbour may lie along: 1, pixels that share an edge (4 in a picture); 2, or a
-            corner too (8).
+            corner too (8). Default 1; 2 where diagonal lines are to hold together.
 
     Raises:
         InputError: A target or connectivity that cannot be.

@@ -21,10 +21,11 @@ class FeatureDistance(NetworkReward):
     """-sum over layers l of weight_l * mean (s_l(x) - s_l(reference))^2, s_l the `statistic` of the features.
 
     Args:
-        features: Images -> features (N, C, ...) of one layer, or a list, tuple or dict of several.
+        features: Network of images -> features (N, C, ...) of one layer, or a list, tuple or dict of several.
         reference: A picture (C, H, W), data units.
-        weights: One per layer; None: 1 / L each, of L layers.
-        transform: Images in [0, 1] -> what the network expects, such as `Preprocess.imagenet()`; None: as they are.
+        weights: One per layer, no unit. Default None: 1 / L each, of L layers; others to favour coarse or fine ones.
+        transform: Images in [0, 1] -> what the network expects. Default None: as they are; such as
+            `Preprocess.imagenet()`.
 
     Raises:
         InputError: A reference that is no picture, something else than features, weights that cannot be.

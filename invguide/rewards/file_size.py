@@ -23,9 +23,9 @@ class FileSize(PerSample):
     other number, each channel is a grey file and the sizes add up. Headers count (about 0.6 kB in a JPEG file).
 
     Args:
-        format: "jpeg" or "png".
-        quality: Of a JPEG file, 1 to 100; None is Pillow's default, 75.
-        target: Size to aim at, kilobytes; None: as small as can be.
+        format: "jpeg" or "png". Default "jpeg"; "png" where files keep every value.
+        quality: Of a JPEG file, 1 to 100. Default None: Pillow's, 75; lower judges coarse structure only.
+        target: Size to aim at, kilobytes of 1000 bytes, above 0. Default None: as small as can be.
 
     Raises:
         InputError: An unknown format, or a quality or target that cannot be.

@@ -42,11 +42,13 @@ class Motion(NetworkReward, EditReward):
         source: The picture that is edited, (C, H, W), data units.
         flow: Wanted motion of each of its pixels, (2, H, W): to the right and down, in pixels.
         estimator: F, (B, C, H, W) twice -> flow (B, 2, H, W) from the first to the second, or a list whose last entry
-            that is; such as `RAFT()`. None: colours only.
-        edit_mask: Where the picture may change, (H, W) or (1, H, W), 1 or True; `MotionGuidance` keeps the rest. None:
-            everywhere.
-        flow_weight, colour_weight: As above.
-        warp: "target": by the wanted flow; "estimated": by F(source, x).
+            that is. Default None: colours only; such as `RAFT()`.
+        edit_mask: Where the picture may change, (H, W) or (1, H, W), 1 or True; `MotionGuidance` keeps the rest.
+            Default None: everywhere.
+        flow_weight: As above, 0 or more, per pixel of error. Default 3.0; higher where things do not move far enough.
+        colour_weight: As above, 0 or more, per data unit of error. Default 100.0; higher where things change their
+            looks.
+        warp: "target": by the wanted flow; "estimated": by F(source, x). Default "target"; "estimated" as in the paper.
 
     Raises:
         InputError: Values that cannot be.

@@ -17,7 +17,7 @@ class Palette(PerSample):
 
     Args:
         colours: K colours of C channels each, values in [0, 1]: nested sequences, an array or a tensor (K, C).
-        k: How many of the nearest colours count, 1 to K.
+        k: How many of the nearest colours count, 1 to K. Default 1; more to allow mixtures of colours.
 
     Raises:
         InputError: Colours that are not a finite (K, C), or a k that cannot be.

@@ -21,9 +21,9 @@ class Preprocess(metaclass=Checked):
     repeated along the channels of mean and std.
 
     Args:
-        mean: One per channel, data units; (0.5, 0.5, 0.5) with the same std for networks of [-1, 1].
-        std: One per channel, data units.
-        size: Height and width, or one number for both; None: as it comes.
+        mean: One per channel, data units. Default (0.0,); (0.5, 0.5, 0.5) with the same std for networks of [-1, 1].
+        std: One per channel, data units, above 0. Default (1.0,); as the network was trained.
+        size: Height and width, or one number for both, pixels. Default None: as it comes; as the network was trained.
 
     Raises:
         InputError: A mean, std or size that cannot be.

@@ -22,9 +22,10 @@ class RAFT(nn.Module, metaclass=Checked):
     takes, multiples of 8 from 128 on, and the flow back to theirs.
 
     Args:
-        size: "small" or "large".
-        weights: "default": torchvision's, which it downloads once; None: random ones, to load your own into `net`.
-        num_updates: Refinements of the flow; the fewer, the faster.
+        size: Network, "small" or "large". Default "small"; "large" is more accurate and slower.
+        weights: Name of torchvision's, or None for random ones, to load your own into `net`. Default "default": those
+            that torchvision recommends, which it downloads once.
+        num_updates: Refinements of the flow. Default 12; fewer are faster and less accurate.
 
     Raises:
         InputError: An unknown size, or num_updates below 1.

@@ -22,8 +22,9 @@ class SegmentationAgreement(NetworkReward):
     Args:
         segmenter: Images -> logits (N, K, H', W'), or a dict that has them as "logits" or "out".
         labels: Wanted class of each pixel, (H, W) integers; or booleans, of which True is class 1.
-        ignore_index: Pixels with this label do not count; 255 in many data sets.
-        transform: Images in [0, 1] -> what the segmenter expects, such as `Preprocess.imagenet(None)`.
+        ignore_index: Pixels with this label do not count. Default None: all do; 255 in many data sets.
+        transform: Images in [0, 1] -> what the segmenter expects. Default None: as they are; such as
+            `Preprocess.imagenet(None)`.
 
     Raises:
         InputError: Labels that the segmenter does not have, nothing but ignored pixels, something else than logits.

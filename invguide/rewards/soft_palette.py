@@ -23,7 +23,8 @@ class SoftPalette(Reward):
 
     Args:
         colours: K colours of C channels each, values in [0, 1]: nested sequences, an array or a tensor (K, C).
-        temperature: T, data units; colours that are nearer to each other than this are not told apart.
+        temperature: T, data units, above 0; colours that are nearer to each other than this are not told apart. Default
+            0.05; lower for close colours.
 
     Raises:
         InputError: Colours that are not a finite (K, C), or a temperature that cannot be.

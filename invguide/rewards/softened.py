@@ -24,7 +24,8 @@ def softened(network: Module, beta: Positive = 3.0) -> Module:
 
     Args:
         network: A module; it stays as it is.
-        beta: Softplus(x) = log(1 + exp(beta x)) / beta.
+        beta: Softplus(x) = log(1 + exp(beta x)) / beta, above 0. Default 3.0; lower for smoother gradients, higher for
+            the network as trained.
 
     Raises:
         InputError: A beta that cannot be, or a network without `nn.ReLU` (functional calls cannot be replaced).

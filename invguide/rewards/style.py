@@ -15,9 +15,15 @@ class Style(FeatureDistance):
     """-sum_l weight_l * |G_l(x) - G_l(reference)|_F^2 / C_l^2, G_ij the mean over positions of F_i F_j.
 
     G is the Gram matrix of a layer's C channels per position (Gatys et al. 2016), so that pictures of different size
-    can be compared; of equal size, the distance is four times theirs. The arguments are those of `FeatureDistance`:
-    `Style(features, reference, weights=None, transform=None)`. Features are (N, C, positions...); tokens (N, L, C) are
-    transposed first.
+    can be compared; of equal size, the distance is four times theirs. Features are (N, C, positions...): tokens
+    (N, L, C) are to be transposed first.
+
+    Args:
+        features: Network of images -> features (N, C, ...) of one layer, or a list, tuple or dict of several.
+        reference: A picture (C, H, W), data units.
+        weights: One per layer, no unit. Default None: 1 / L each, of L layers; others to favour coarse or fine ones.
+        transform: Images in [0, 1] -> what the network expects. Default None: as they are; such as
+            `Preprocess.imagenet()`.
     """
 
     def statistic(self, features: Tensor) -> Tensor:
