@@ -109,9 +109,10 @@ class Quantised(NoiseModel):
     step, and as steep outside as a Gaussian. A grid that does not go through 0 is y's own: only y counts.
 
     Args:
-        step: Width of a step, measurement units: a number, one value per element, or a tensor that broadcasts to y.
-        sigma_y: Gaussian noise before the rounding, as `step`; at least 1 % of the step is taken, so that the law
-            has a slope everywhere.
+        step: Width of a step, measurement units, above 0: a number, one value per element, or a tensor that broadcasts
+            to y.
+        sigma_y: Standard deviation of Gaussian noise before the rounding, as `step`; at least 1 % of the step is taken,
+            so that the law has a slope everywhere. Default 0.0, rounding alone; that of the sensor, where it is known.
 
     Raises:
         InputError: A step that is not positive, a sigma_y that is negative, complex y.
@@ -177,7 +178,8 @@ class Uniform(Quantised):
 
     Args:
         half_width: Measurement units, above 0: a number, one value per element, or a tensor that broadcasts to y.
-        sigma_y: Gaussian noise besides, as `half_width`; at least 2 % of it is taken.
+        sigma_y: Standard deviation of Gaussian noise besides, as `half_width`; at least 2 % of it is taken. Default
+            0.0, none.
     """
 
     def __init__(self, half_width: Tensor | float, sigma_y: Tensor | float = 0.0) -> None:
@@ -188,7 +190,12 @@ class Uniform(Quantised):
 
 
 class LogDensity(NoiseModel):
-    """The user's own log p(y | A x): a callable (predicted (B, *y_shape), y) -> (B,), differentiable or not."""
+    """The user's own log p(y | A x): a callable (predicted (B, *y_shape), y) -> (B,), differentiable or not.
+
+    Args:
+        log_density: Of (predicted (B, *y_shape), y (B, *y_shape)) -> (B,), natural logarithm, up to a constant in
+            predicted.
+    """
 
     def __init__(self, log_density: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._log_density = log_density

@@ -23,7 +23,8 @@ class CorrelatedGaussian(GaussianLaw):
             the numbers of a measurement in the order of `y.flatten(1)`. With `axes`: (..., k, k), k the numbers in one
             block, and ... the other axes of a measurement or what broadcasts to them, with or without a batch axis.
         axes: Axes of one measurement (without the batch) that make up a block; all other axes count blocks, which are
-            independent. axes=0 with y (B, C, H, W): the channels of each pixel have a covariance (C, C). None: all.
+            independent. Default None: all; 0 with y (B, C, H, W) where the channels of each pixel have a covariance (C,
+            C).
 
     Raises:
         InputError: The covariance is not finite, hermitian or positive definite.

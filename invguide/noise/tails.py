@@ -59,7 +59,8 @@ class StudentT(NoiseModel):
 
     Args:
         scale: Measurement units, above 0: a number, one value per element, or a tensor that broadcasts to y.
-        dof: Degrees of freedom, above 0, likewise; 1 is Cauchy's law. 3.
+        dof: Degrees of freedom, above 0, likewise. Default 3.0; lower for more outliers (1 is Cauchy's law), higher for
+            fewer.
 
     Raises:
         InputError: Either is not positive.
