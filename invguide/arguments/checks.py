@@ -222,6 +222,12 @@ def _of_method(method: Callable[..., Any]) -> _Signature:
     return _Signature(call, _rules(call.parameters.values(), method.__globals__, True), None)
 
 
+def expected_arguments(kind: type) -> dict[str, str]:
+    """Return what each argument of a constructor may be, in words, where that is checked."""
+    signature = _of_class(kind)
+    return {} if signature is None else {n: r.expected for n, r in signature.rules.items()}
+
+
 class Checked(ABCMeta):
     """Metaclass of an abstract class whose constructors check their arguments by their annotations.
 

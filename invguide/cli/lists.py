@@ -1,19 +1,28 @@
-"""Commands that list what there is: solvers, operators, priors."""
+"""Commands that list what there is, or describe some of it in full: solvers, operators, priors."""
 
 from __future__ import annotations
 
-import textwrap
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from invguide.cli.describe import describe, describe_priors
 from invguide.cli.terminal import app, command, print_entry
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME", help="Describe these in full [list all]."),
+]
 
 
 @command("solvers", app)
-def solvers() -> None:
-    """List the solvers, what each needs, and how it errs."""
+def solvers(names: Names = None) -> None:
+    """List the solvers, what each needs, and how it errs; or describe some in full, settings included."""
     import invguide.solvers  # noqa: F401  fills the registry
     from invguide.solver import Solver
 
+    if names:
+        return describe(names, Solver.registry, "solver", lambda kind: _needs(kind.requires))
     for name, kind in sorted(Solver.registry.items()):
         summary, bias = _docstring(kind)
         defaults = f"{kind.num_steps} steps" if isinstance(kind.num_steps, int) else ""
@@ -23,16 +32,12 @@ def solvers() -> None:
 
 
 def _docstring(thing: Any) -> tuple[str, str]:
-    """The first sentence of a docstring, and its Bias section on one line."""
-    text = textwrap.dedent("    " + (thing.__doc__ or "")).strip()
-    summary = " ".join(text.split("\n\n")[0].split())
-    _, found, rest = text.partition("Bias:")
-    lines = []
-    for line in rest.splitlines()[1:] if found else ():
-        if line.strip() and not line.startswith((" ", "\t")):
-            break
-        lines.append(line)
-    return summary, " ".join(" ".join(lines).split())
+    """The first paragraph of a docstring, and its Bias section, on one line each."""
+    from invguide.arguments.docstrings import sections
+
+    parts = sections(thing)
+    summary, bias = parts[""].split("\n\n")[0], parts.get("Bias", "")
+    return " ".join(summary.split()), " ".join(bias.split())
 
 
 def _needs(requires: Any) -> str:
@@ -59,19 +64,17 @@ def _needs(requires: Any) -> str:
 
 
 @command("operators", app)
-def operators() -> None:
-    """List the forward operators and the tasks of `restore`."""
+def operators(names: Names = None) -> None:
+    """List the forward operators and the tasks of `restore`; or describe some operators in full."""
     import inspect
 
     import invguide.operators as package
-    from invguide.forward_operator import LinearOperator
     from invguide.restoration.tasks import TASKS
 
-    for name in package.__all__:
-        kind = getattr(package, name)
-        linear = "linear" if issubclass(kind, LinearOperator) else "nonlinear"
-        if name == "Composition":
-            linear = "linear if its parts are"
+    kinds = {name: getattr(package, name) for name in package.__all__}
+    if names:
+        return describe(names, kinds, "operator", _linearity)
+    for name, kind in kinds.items():
         own = "__init__" in {
             m for k in kind.__mro__ if k.__module__.startswith("invguide") for m in vars(k)
         }
@@ -79,19 +82,29 @@ def operators() -> None:
         call = (
             f"{name}({', '.join(str(a).split(':')[0].split('=')[0].strip() for a in arguments)})"
         )
-        print_entry(call, [linear], [_docstring(kind)[0]])
+        print_entry(call, [_linearity(kind)], [_docstring(kind)[0]])
     print("Tasks of `invguide restore`:")
     for task in TASKS.values():
         takes = " ".join("--" + o.replace("_", "-") for o in task.options)
         print(f"  {task.name:<17} {task.summary}{': ' if takes else ''}{takes}")
 
 
+def _linearity(kind: type) -> str:
+    from invguide.forward_operator import LinearOperator
+
+    if kind.__name__ == "Composition":
+        return "linear if its parts are"
+    return "linear" if issubclass(kind, LinearOperator) else "nonlinear"
+
+
 @command("priors", app)
-def priors() -> None:
-    """List the priors that ship with the package, the kinds that can be loaded, and public checkpoints."""
+def priors(names: Names = None) -> None:
+    """List the priors that ship, the kinds that can be loaded, and public checkpoints; or describe some in full."""
     from invguide.priors.checkpoints.catalogue import PUBLIC, RECOGNISED
     from invguide.priors.checkpoints.embedded import EMBEDDED, weights_path
 
+    if names:
+        return describe_priors(names)
     for entry in EMBEDDED.values():
         path = weights_path(entry.name)
         card = path.with_suffix(".md")

@@ -126,8 +126,13 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def text_width() -> int:
+    """How many columns prose is filled to."""
+    return min(110, max(60, shutil.get_terminal_size((100, 24)).columns))
+
+
 def print_entry(name: str, details: Iterable[str], lines: Iterable[str]) -> None:
-    width = min(110, max(60, shutil.get_terminal_size((100, 24)).columns)) - 4
+    width = text_width() - 4
     print(f"{name}  [{', '.join(filter(None, details))}]")
     for line in filter(None, lines):
         print(textwrap.indent(textwrap.fill(line, width), "    "))
