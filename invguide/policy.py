@@ -100,7 +100,7 @@ def _hqs_steps(problem: Problem) -> int:
 
     On photographs of 128 pixels, against 30 steps: reductions to half the width lose 0.22 to 0.30 dB at 8 steps, 0.10
     to 0.15 at 12, 0.06 to 0.10 at 15 and 0.02 to 0.04 at 20 (noise 0.01 to 0.05, most at the least); to a quarter, at
-    most 0.09 at 8.
+    most 0.09 at 8 (`invguide bench steps`).
     """
     likelihood = problem.likelihood
     assert likelihood is not None

@@ -8,15 +8,13 @@ A pair of states takes the step from level a to b by turns, each with the noise 
 
 and the two change places. Each line is undone exactly, whatever D is. Mixing with weight p holds the two together.
 It shrinks their difference by p^2 in every step, so that the way back enlarges rounding errors as much: n steps lose
-a factor of p^(-2n), 1.4e3 for 50 steps at 0.93. Measured for 50 steps, float64 finds its start to 1e-9 with p down to
-0.8, float32 to 1e-4 down to 0.85, and to 1e-6 at 0.93. p = 1 loses nothing, but lets the two drift apart. By default
-p^(2n) is that of the paper's 50 steps at 0.93, whatever n is: with 10 steps, 0.93 would leave a gap of the data's size.
+a factor of p^(-2n), 1.4e3 for 50 steps at 0.93. p = 1 loses nothing, but lets the two drift apart. By default p^(2n)
+is that of the paper's 50 steps at 0.93, whatever n is: with 10 steps, 0.93 would leave a gap of the data's size.
 
 Wallace, Gokul, Naik 2023, "EDICT: exact diffusion inversion via coupled transformations", arXiv 2211.12446, there in
 variance-preserving units x / sqrt(1 + sigma^2). Both states are at one level where they are mixed, so that the factor
 drops out there; but the second call is made with a state that is at level b already, at level a. In those units it has
-the size that the network expects; here r restores it, for data of size s (`Problem.sigma_data`; there 1). Without r the
-chain of 20 steps ends three times as far from the exact flow.
+the size that the network expects; here r restores it, for data of size s (`Problem.sigma_data`; there 1).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How many cores this process has, and threads that wait for each other without burning them.
 
 Threads of OpenMP spin while they wait for the slowest of them. Where something else runs on a core, that is not a few
-microseconds but a slice of the scheduler, at every layer of a network: measured on two cores beside other work, 1.1 s
-for one call of a denoiser that takes 27 ms. A passive policy costs nothing and takes this away, but it is read once,
-when torch is loaded. Hence nothing here imports torch at the top.
+microseconds but a slice of the scheduler, at every layer of a network: on two cores beside other work, one call of a
+denoiser may take tens of times as long. A passive policy costs nothing and takes this away, but it is read once, when
+torch is loaded. Hence nothing here imports torch at the top.
 """
 
 from __future__ import annotations
