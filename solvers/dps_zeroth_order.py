@@ -79,8 +79,8 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
             calls; "central" for targets whose curvature drowns their slope.
         guidance_scale: Strength of the guidance, no unit. Default 1.0, which is meant for every operator; lower where
             samples explain y better than its noise (chi2 below 1).
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
-            flow, for few steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; lower, down to 0, the
+            probability flow, for more spread with few steps.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
             runs of a paper.

@@ -66,8 +66,8 @@ class Dreamguider(Solver[DreamguiderState]):
             classifiers and CLIP-like scorers; for pictures and rewards only.
         num_augmentations: Views a step where there are augmentations, each a call of the reward and its gradient.
             Default 4; more for a steadier gradient.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
-            flow, for few steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; lower, down to 0, the
+            probability flow, for more spread with few steps.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
             runs of a paper.

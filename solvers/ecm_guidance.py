@@ -73,8 +73,8 @@ class ECMGuidance(Solver[ECMGuidanceState]):
             where few elements of the slope are large, infinity for no clipping.
         weight: Rule of the step: "adaptive" or "official", as above. Default "adaptive"; "official" to repeat released
             runs.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
-            flow, for few steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; lower, down to 0, the
+            probability flow, for more spread with few steps.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
             runs of a paper.

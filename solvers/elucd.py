@@ -74,11 +74,11 @@ class EluCD(Solver[EluCDState]):
             where samples explain y better than its noise (chi2 below 1); released: 1 for "ddpm", 0.001 to 0.004 for
             "edm".
         gamma: How much more guidance in the middle of the run, as a share of the first step's. Default 0.3, for
-            classifiers; 0 for measurements, which would be explained noise and all.
+            classifiers; 0 for measurements, of whose noise less is explained so.
         weight: Rule of the step: "adaptive", "ddpm" or "edm", as above. Default "adaptive"; the others to repeat
             released runs.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
-            flow, for few steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; lower, down to 0, the
+            probability flow, for more spread with few steps.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "vp-linear", as released for
             "ddpm"; "karras" goes with "edm".

@@ -59,7 +59,7 @@ class HQS(Solver[HQSState]):
             single holes 15, motion blurs all (`invguide bench steps`).
         lam: Weight of z against y, above 0, no unit. Default 0.19; 1 where the data step is a mean
             (`Operator.posterior_mean`), higher for smoother results.
-        sigma_start: First level, normalised units, above 0. Default 0.7; lower to keep more of the first guess.
+        sigma_start: First level, normalised units, above 0. Default 0.7; lower with few steps.
         sigma_end: Last level, normalised units, at most sigma_start. Default None: the noise in signals
             (`Problem.noise_level`; 0.75 of it for laws that are not Gaussian), at least 0.02; 0.4 of it, between 0.02
             and 0.05, where entries are not observed at all, or by an operator with a data step of its own, as clipping,

@@ -72,8 +72,8 @@ class MotionGuidance(Solver[MotionGuidanceState]):
             runs.
         clip: Of "official": longest step, root mean square in units of the noise level, above 0. Default 1.5625, as
             released; infinity for no bound.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 0.0, the probability flow; 1 is
-            ancestral sampling, whose fresh noise mends errors and takes more steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 0.0, the probability flow; 1,
+            ancestral sampling, mends errors of the guidance by fresh noise, and loses spread where steps are few.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; levels of your own that
             begin lower keep more of the source.

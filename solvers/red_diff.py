@@ -59,10 +59,10 @@ class REDDiff(Solver[REDDiffState]):
             for smoother results, lower to explain y more closely.
         weight: How both terms are weighed: "bayes" or "official", as above. Default "bayes"; "official" to repeat
             released runs, for Gaussian noise with one sigma_y.
-        sigma_start: Of "bayes": first level, normalised units, above 0. Default 1.0; lower to keep more of the first
-            guess.
+        sigma_start: Of "bayes": first level, normalised units, above 0. Default 1.0; lower with few steps.
         sigma_end: Of "bayes": last level, normalised units, above 0. Default None: the noise in signals, between 0.02
-            and 0.2; 0.05 where no level is known. Higher for smoother results.
+            and 0.2; 0.05 where no level is known. Lower where the result explains y better than its noise, since the
+            prior weighs more at low levels.
     """
 
     requires: ClassVar[Requires] = Requires(target="likelihood", gradient=True)

@@ -79,8 +79,8 @@ class SymplecticAdjoint(Solver[SymplecticAdjointState]):
             0.7), as released, to save time.
         num_recurrences: Visits to each level inside the window. Default 1; 2, as released, to follow the target more
             closely.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; 0 follows the probability
-            flow, for few steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 1.0; lower, down to 0, the
+            probability flow, for more spread with few steps.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
             runs of a paper.

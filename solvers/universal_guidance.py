@@ -63,7 +63,7 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
     Args:
         num_steps: Noise levels, num_recurrences network calls and their gradients each. Default 50; fewer are faster
             and less accurate.
-        num_recurrences: Visits to each level. Default 2; more to follow the target more closely, at their price.
+        num_recurrences: Visits to each level. Default 2; more remove some of the bias, at their price.
         guidance_scale: Strength of the guidance, no unit. Default 1.0, which "adaptive" means for every operator; lower
             where samples explain y better than its noise (chi2 below 1); "likelihood" has to be tuned for each task; 0
             for no forward part, and no gradient of the network.
@@ -75,8 +75,8 @@ class UniversalGuidance(Solver[UniversalGuidanceState]):
             "adam" to repeat released runs.
         learning_rate: Of "adam": normalised units, above 0. Default 0.01; higher where the backward part moves too
             little.
-        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 0.0, the probability flow; 1 is
-            ancestral sampling, whose fresh noise mends errors and takes more steps.
+        eta: Noise that a step adds, as a share of that of ancestral sampling. Default 0.0, the probability flow; 1,
+            ancestral sampling, mends errors of the guidance by fresh noise, and loses spread where steps are few.
         schedule: Noise levels: "karras", "exponential", "vp-linear" or "cosine" over the range of the prior, or
             num_steps + 1 levels of your own, normalised units, falling to 0. Default "karras"; another to repeat the
             runs of a paper.
