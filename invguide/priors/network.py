@@ -15,12 +15,11 @@ from invguide.errors import InputError, ShapeError, suggest
 from invguide.numerics.linear import per_sample
 from invguide.numerics.padding import extend, round_up
 from invguide.prior import Prior
-from invguide.priors.networks.clocks import LARGEST_USEFUL_SIGMA, VP, Clock
+from invguide.priors.networks.clocks import LARGEST_USEFUL_SIGMA, SCHEDULES, VP, Clock
 from invguide.priors.networks.conditions import conditions_of
 from invguide.priors.networks.preconditioning import edm_coefficients
 from invguide.priors.networks.recompute import keep_all, recompute
 from invguide.priors.precision import try_half
-from invguide.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from invguide.priors.doctor.examine import Report
