@@ -27,7 +27,7 @@ from invguide.problem.shapes import GREY
 from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 from invguide.system.surroundings import outside_inference, thaw
 
 
@@ -120,8 +120,8 @@ def _solver_for(
         return solver, ""
     auto = isinstance(solver, str) and solver.lower() == "auto"
     chosen, reason = choose(problem, num_samples) if auto else (make_solver(solver), "")
-    if chosen.requires.ensemble and num_samples is not None:
-        chosen = replace(chosen, ensemble_size=num_samples)  # pyright: ignore[reportCallIssue]
+    if isinstance(chosen, EnsembleSolver) and num_samples is not None:
+        chosen = replace(chosen, ensemble_size=num_samples)
     return chosen, reason
 
 

@@ -22,7 +22,7 @@ from invguide.priors.wrappers.tiled import Tiled, Trial
 from invguide.problem.data_size import measuring_calls
 from invguide.problem.problem import Counters, Problem
 from invguide.rng import Noise
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 from invguide.system.devices import chunk_size, now, out_of_memory
 from invguide.system.memory import peak_memory
 
@@ -127,7 +127,7 @@ def plan_run(
     )
     problem.batch_size = chunk_size(batch_size, problem.data_shape, devices[0])
     size = min(problem.batch_size, -(-len(rows) // len(devices)))
-    size = num_samples if solver.requires.ensemble else size
+    size = num_samples if isinstance(solver, EnsembleSolver) else size
     free = _free(devices[0], problem.prior)
     told, once = problem.size.value is not None, 0
     while True:
@@ -141,7 +141,7 @@ def plan_run(
             if size == 1 or batch_size != "auto" or not out_of_memory(error):
                 raise
         problem.batch_size = problem.batch_size // 2 or 1
-        size = size if solver.requires.ensemble else size // 2
+        size = size if isinstance(solver, EnsembleSolver) else size // 2
     rounds = -(-len(rows) // (size * len(devices)))
     network, vjp, forward = (round(c * len(rows) / size) for c in batch.calls)
     return Plan(

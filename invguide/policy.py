@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from invguide.errors import CompatibilityError
 from invguide.problem.problem import Problem
-from invguide.solver import Solver, misfits
+from invguide.solver import EnsembleSolver, Solver, misfits
 
 SMALLEST_ENSEMBLE = 32  # for fewer samples, a method that draws them one by one
 
@@ -40,8 +40,9 @@ def choose(problem: Problem, num_samples: int | None = None) -> Choice:
     )
     few = num_samples is not None and num_samples < SMALLEST_ENSEMBLE
     for choice in options:
-        requires = choice.solver.requires
-        if (few and requires.ensemble) or _too_few(choice.solver, problem, num_samples):
+        if (few and isinstance(choice.solver, EnsembleSolver)) or _too_few(
+            choice.solver, problem, num_samples
+        ):
             continue
         if not misfits(choice.solver, problem):
             return choice
@@ -112,6 +113,6 @@ def _hqs_steps(problem: Problem) -> int:
 
 def _too_few(solver: Solver[Any], problem: Problem, num_samples: int | None) -> bool:
     """Whether a method that weighs its members has fewer of them than one measurement has numbers."""
-    if not solver.requires.weighs or problem.likelihood is None:
+    if not (isinstance(solver, EnsembleSolver) and solver.requires.weighs and problem.likelihood):
         return False
-    return problem.likelihood.y[0].numel() > (num_samples or solver.settings["ensemble_size"])
+    return problem.likelihood.y[0].numel() > (num_samples or solver.ensemble_size)

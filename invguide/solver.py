@@ -31,8 +31,6 @@ class Requires:
         linear: Needs a linear operator.
         residuals: Counts residuals in standard deviations of the noise, which a log density of one's own does not tell.
         prior_vjp: Differentiates the prior (memory of one network graph).
-        ensemble: Samples of one measurement interact; the whole ensemble is the result. Such a solver has a field
-            `ensemble_size`, and its rows all belong to one measurement.
         gaussian: Needs Gaussian noise, of any covariance.
         orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior valid at it.
         counts: Needs a picture that was counted itself: Poisson or PoissonGaussian noise of one gain, A x = c x.
@@ -47,7 +45,6 @@ class Requires:
     linear: bool = False
     residuals: bool = False
     prior_vjp: bool = False
-    ensemble: bool = False
     gaussian: bool = False
     orthonormal: bool = False
     counts: bool = False
@@ -101,11 +98,21 @@ class Solver(Generic[State], metaclass=Checked):
     def state_type(self) -> type[State]:
         """The NamedTuple named in `class MySolver(Solver[MyState])`; a checkpoint is rebuilt with it."""
         for base in getattr(type(self), "__orig_bases__", ()):
-            if typing.get_origin(base) is Solver:
+            if issubclass(typing.get_origin(base) or object, Solver):
                 return typing.get_args(base)[0]
         raise TypeError(
             f"{type(self).__name__} must name its state: class {type(self).__name__}(Solver[MyState])"
         )
+
+
+@dataclass(frozen=True)
+class EnsembleSolver(Solver[State]):
+    """Base of methods whose samples of one measurement interact: the whole ensemble is the result.
+
+    All rows that `step` sees belong to one measurement, and there are `ensemble_size` of them.
+    """
+
+    ensemble_size: Count = 128
 
 
 def _is_ours(kind: type) -> bool:
@@ -120,9 +127,9 @@ def sample_count(solver: Solver[Any], num_samples: int | None) -> int:
     """
     if num_samples is not None and num_samples < 1:
         raise InputError(f"num_samples={num_samples}; expected at least 1")
-    if not solver.requires.ensemble:
+    if not isinstance(solver, EnsembleSolver):
         return num_samples or 1
-    size = solver.settings["ensemble_size"]
+    size = solver.ensemble_size
     if num_samples not in (None, size):
         raise InputError(
             f"num_samples={num_samples} and {type(solver).__name__}(ensemble_size={size}) disagree: the samples are "

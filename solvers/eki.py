@@ -18,7 +18,7 @@ from invguide.sampling.ensemble import (
     roll_out,
     roll_out_levels,
 )
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires
 
 TEMPERINGS = ("adaptive", "equal", "normalized")
 
@@ -34,7 +34,7 @@ class EKIInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EKI(Solver[EKIState]):
+class EKI(EnsembleSolver[EKIState]):
     """Draw an ensemble from the prior, then assimilate the measurement in portions by the ensemble Kalman update.
 
     Algorithm:
@@ -75,9 +75,7 @@ class EKI(Solver[EKIState]):
             where the ensemble is too narrow.
     """
 
-    requires: ClassVar[Requires] = Requires(
-        target="likelihood", gradient=False, residuals=True, ensemble=True
-    )
+    requires: ClassVar[Requires] = Requires(target="likelihood", gradient=False, residuals=True)
 
     num_steps: Count = 20
     ensemble_size: Several = 128

@@ -33,7 +33,7 @@ from invguide.sampling.ensemble import (
 )
 from invguide.sampling.particles import flattened, replaced, shared
 from invguide.schedule import Schedule, Window
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires
 
 CORRECTIONS = ("kalman", "normalized")
 UNKNOWN = -1.0
@@ -51,7 +51,7 @@ class EnKGInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EnKG(Solver[EnKGState]):
+class EnKG(EnsembleSolver[EnKGState]):
     """Carry an ensemble down the probability flow; move it by what its members' measurements tell about each other.
 
     Algorithm:
@@ -123,9 +123,7 @@ class EnKG(Solver[EnKGState]):
             runs of a paper.
     """
 
-    requires: ClassVar[Requires] = Requires(
-        target="likelihood", gradient=False, residuals=True, ensemble=True
-    )
+    requires: ClassVar[Requires] = Requires(target="likelihood", gradient=False, residuals=True)
     warm_start: ClassVar[bool] = True
 
     num_steps: Count = 30

@@ -15,7 +15,7 @@ from invguide.sampling.linearisation import Slopes, linearise_target, no_slopes
 from invguide.sampling.particles import effective_size, resample, shared
 from invguide.sampling.twist import Tangent, gaussian_twist, propose, reverse_step
 from invguide.schedule import Schedule
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires
 
 
 class EnsembleTwistedState(NamedTuple):
@@ -35,7 +35,7 @@ class EnsembleTwistedInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EnsembleTwisted(Solver[EnsembleTwistedState]):
+class EnsembleTwisted(EnsembleSolver[EnsembleTwistedState]):
     """Steer particles by how the black box, linearised over the ensemble, sees ahead; correct by exact weights.
 
     Algorithm:
@@ -84,7 +84,7 @@ class EnsembleTwisted(Solver[EnsembleTwistedState]):
     """
 
     requires: ClassVar[Requires] = Requires(
-        target="either", gradient=False, prior_vjp=True, ensemble=True, weighs=True
+        target="either", gradient=False, prior_vjp=True, weighs=True
     )
     warm_start: ClassVar[bool] = True
 

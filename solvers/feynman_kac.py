@@ -15,7 +15,7 @@ from invguide.reverse import ddim
 from invguide.rng import Noise
 from invguide.sampling.particles import effective_size, log_mean_exp, look_around, resample, shared
 from invguide.schedule import Schedule
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires
 
 POTENTIALS = ("smoothed", "denoised", "final")
 
@@ -34,7 +34,7 @@ class FeynmanKacInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FeynmanKac(Solver[FeynmanKacState]):
+class FeynmanKac(EnsembleSolver[FeynmanKacState]):
     """Sample the prior with a population that is resampled towards the target on its way.
 
     Algorithm:
@@ -86,9 +86,7 @@ class FeynmanKac(Solver[FeynmanKacState]):
             runs of a paper.
     """
 
-    requires: ClassVar[Requires] = Requires(
-        target="either", gradient=False, ensemble=True, weighs=True
-    )
+    requires: ClassVar[Requires] = Requires(target="either", gradient=False, weighs=True)
     warm_start: ClassVar[bool] = True
 
     num_steps: Count = 100

@@ -22,13 +22,11 @@ def solvers(names: Names = None) -> None:
     from invguide.solver import Solver
 
     if names:
-        return describe(names, Solver.registry, "solver", lambda kind: _needs(kind.requires))
+        return describe(names, Solver.registry, "solver", _needs)
     for name, kind in sorted(Solver.registry.items()):
         summary, bias = _docstring(kind)
         defaults = f"{kind.num_steps} steps" if isinstance(kind.num_steps, int) else ""
-        print_entry(
-            name, [_needs(kind.requires), defaults], [summary, f"Bias: {bias}" if bias else ""]
-        )
+        print_entry(name, [_needs(kind), defaults], [summary, f"Bias: {bias}" if bias else ""])
 
 
 def _docstring(thing: Any) -> tuple[str, str]:
@@ -40,8 +38,11 @@ def _docstring(thing: Any) -> tuple[str, str]:
     return " ".join(summary.split()), " ".join(bias.split())
 
 
-def _needs(requires: Any) -> str:
+def _needs(kind: Any) -> str:
     """What a solver needs, in words."""
+    from invguide.solver import EnsembleSolver
+
+    requires = kind.requires
     target = {
         "likelihood": "a measurement",
         "reward": "a reward",
@@ -60,7 +61,7 @@ def _needs(requires: Any) -> str:
     text = "needs " + ", ".join(parts)
     if not requires.gradient and not requires.linear:
         text += "; black boxes are fine"
-    return text + ("; the samples are one ensemble" if requires.ensemble else "")
+    return text + ("; the samples are one ensemble" if issubclass(kind, EnsembleSolver) else "")
 
 
 @command("operators", app)

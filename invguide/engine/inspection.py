@@ -25,7 +25,7 @@ from invguide.errors import DivergenceError
 from invguide.problem.problem import Problem
 from invguide.problem.seen import Seen
 from invguide.rng import Noise
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 
 Row = tuple[int, int]  # measurement, sample
 Bind = Callable[[list[Row]], tuple[Problem, Noise]]  # problem and random numbers of some rows
@@ -114,7 +114,7 @@ class Inspector:
         measured = 1 if part.likelihood is None else part.likelihood.y[0].numel()
         verdict = judge(outcome, size, numbers, measured, part.differentiable and wanted)
         lost = verdict.lost
-        if self.solver.requires.ensemble:
+        if isinstance(self.solver, EnsembleSolver):
             lost = matters(lost, weights)
         findings = Findings({}, {})
         for i, (b, s) in enumerate(rows):
@@ -155,7 +155,7 @@ class Inspector:
 
     def _fault(self, i: int, rows: Sequence[Row], k: int, begun: Any) -> Fault | None:
         """What made row i so in step k; all members of an ensemble take the step again, else the one row."""
-        one = not self.solver.requires.ensemble
+        one = not isinstance(self.solver, EnsembleSolver)
         part, noise = self.bind([rows[i]] if one else list(rows))
         if one and begun is not None:
             begun = type(begun)(*(t[i : i + 1] for t in begun))

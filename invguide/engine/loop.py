@@ -25,7 +25,7 @@ from invguide.problem.data_size import SharedSize
 from invguide.problem.problem import Counters, Problem
 from invguide.problem.seen import Seen
 from invguide.rng import Noise
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 from invguide.system.devices import out_of_memory
 
 
@@ -131,7 +131,7 @@ class Loop:
 
     def run(self) -> None:
         """Take chunks until there are none."""
-        ensemble = self.solver.settings["ensemble_size"] if self.solver.requires.ensemble else 0
+        ensemble = self.solver.ensemble_size if isinstance(self.solver, EnsembleSolver) else 0
         with torch.no_grad(), unchecked(), counted_solves(self.inner):
             while not self.shared.stop:
                 chunk = self.shared.next_chunk(ensemble or self.rows)
@@ -193,7 +193,7 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.problem.batch_size = self.batch_size = self.batch_size // 2
-        if not self.solver.requires.ensemble and len(chunk.rows) > 1:
+        if not isinstance(self.solver, EnsembleSolver) and len(chunk.rows) > 1:
             size = self.rows = len(chunk.rows) // 2
             with self.shared.lock:
                 later = chunk.rows[size:]
@@ -237,7 +237,7 @@ class Loop:
         lost = self.inspector.broken(chunk.state, k, chunk.rows, begun)
         if not lost:
             return part, noise
-        if self.solver.requires.ensemble or self.settings.on_nonfinite == "raise":
+        if isinstance(self.solver, EnsembleSolver) or self.settings.on_nonfinite == "raise":
             raise DivergenceError(next(iter(lost.values())))
         for i, text in lost.items():
             self.progress.status[chunk.rows[i]] = f"dropped: {text}"
@@ -281,7 +281,7 @@ class Loop:
             if text and i not in found.lost:
                 found.warnings[i] = "; ".join(filter(None, (found.warnings.get(i), text)))
         drop = self.settings.on_nonfinite == "drop"
-        if self.solver.requires.ensemble:
+        if isinstance(self.solver, EnsembleSolver):
             drop |= bool(weights[list(found.lost)].sum() < 0.5)
         for i, text in found.lost.items():
             if not drop:

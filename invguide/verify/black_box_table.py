@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.errors import DivergenceError, InputError
-from invguide.solver import Solver, missing_abilities
+from invguide.solver import EnsembleSolver, Solver, missing_abilities
 from invguide.system.progress import progress_bar
 from invguide.verify.black_box import BlackBoxTarget, black_box_targets
 from invguide.verify.table import Table, named
@@ -99,7 +99,9 @@ def verify_black_box(
     if num_samples < 2:
         raise InputError(f"num_samples must be at least 2, got {num_samples}.")
     solvers = {
-        name: replace(solver, ensemble_size=num_samples) if solver.requires.ensemble else solver  # pyright: ignore[reportCallIssue]
+        name: replace(solver, ensemble_size=num_samples)
+        if isinstance(solver, EnsembleSolver)
+        else solver  # pyright: ignore[reportCallIssue]
         for name, solver in named(solvers).items()
     }
     targets = black_box_targets() if targets is None else targets

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invguide import driver
 from invguide.errors import CompatibilityError, DivergenceError, InputError
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 from invguide.system.progress import progress_bar
 from invguide.system.tables import markdown
 from invguide.verify.distances import mean_error, sliced_wasserstein, std_ratio, unweighted
@@ -172,8 +172,8 @@ def _run(
     target: Target, name: str, solver: Solver[Any], num_samples: int, seed: int, device: str
 ) -> Row:
     count, copies = num_samples, 1
-    if solver.requires.ensemble:
-        count = int(getattr(solver, "ensemble_size", num_samples))
+    if isinstance(solver, EnsembleSolver):
+        count = solver.ensemble_size if isinstance(solver, EnsembleSolver) else num_samples
         copies = -(-num_samples // count)
     try:
         result = driver.run(

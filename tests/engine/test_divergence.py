@@ -30,7 +30,7 @@ from invguide.priors import Gaussian, GaussianField, GaussianMixture
 from invguide.problem.problem import Problem
 from invguide.result import Result
 from invguide.reward import as_reward
-from invguide.solver import Solver, missing_abilities
+from invguide.solver import EnsembleSolver, Solver, missing_abilities
 from invguide.solvers import DPS, HQS, SCG, DiffPIR, EnKG, REDDiff
 from invguide.verify.targets import MatrixOperator
 
@@ -51,7 +51,7 @@ def quick(kind: type[Solver[Any]], **changes: Any) -> Solver[Any]:
 
 
 def run(solver: Solver[Any], problem: Problem, count: int | None = 2, **settings: Any) -> Result:
-    size = None if solver.requires.ensemble else count
+    size = None if isinstance(solver, EnsembleSolver) else count
     return driver.run(solver, problem, size, progress=False, **settings)
 
 

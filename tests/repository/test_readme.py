@@ -21,7 +21,7 @@ from invguide.operators import Identity
 from invguide.priors import Gaussian, from_network
 from invguide.reward import EditReward
 from invguide.rewards import FeatureReward, Motion
-from invguide.solver import Requires
+from invguide.solver import EnsembleSolver, Requires
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -177,7 +177,7 @@ def test_needs_of_a_solver(name: str):
     assert row["target"] == target.get(requires.target, requires.target)
     assert row["operator"] == needed(requires)
     assert row["gradient of prior"] == ("yes" if requires.prior_vjp else "no")
-    if requires.ensemble:
+    if issubclass(kind, EnsembleSolver):
         assert row["gives"] == "an ensemble"
         return
     result = driver.run(kind(), example(requires), 1)

@@ -23,7 +23,7 @@ from invguide.priors import Gaussian
 from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires, Solver
 from invguide.solvers import EKI, EnKG
 
 
@@ -37,10 +37,10 @@ class CrowdInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Crowd(Solver[CrowdState]):
+class Crowd(EnsembleSolver[CrowdState]):
     """Draw from the prior in one step and weigh by the target: importance sampling."""
 
-    requires: ClassVar[Requires] = Requires(target="either", gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(target="either", gradient=False)
     num_steps: int = 2
     ensemble_size: int = 5
 

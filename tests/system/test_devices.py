@@ -19,7 +19,7 @@ from invguide.prior import Prior
 from invguide.result import Result
 from invguide.reward import as_reward
 from invguide.rng import Noise
-from invguide.solver import Solver
+from invguide.solver import EnsembleSolver, Solver
 from invguide.solvers import DPS, HQS, SCG, EnKG
 from invguide.system.devices import chunk_size, out_of_memory, resolve_devices
 
@@ -240,7 +240,7 @@ def test_samples_do_not_depend_on_the_device(name: str, device: torch.device) ->
     another noise would make, and more than a few steps lose.
     """
     solver = ig.api.make_solver(name, num_steps=3)
-    if solver.requires.ensemble:
+    if isinstance(solver, EnsembleSolver):
         solver = replace(solver, ensemble_size=4)
     operator = SuperResolution(factor=8)  # few numbers: four members would not survive many
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from invguide.priors import Gaussian, GaussianMixture
 from invguide.problem.problem import Problem
 from invguide.rng import Noise
 from invguide.schedule import make_sigmas
-from invguide.solver import Requires, Solver
+from invguide.solver import EnsembleSolver, Requires, Solver
 from invguide.solvers import HQS, SCG, FeynmanKac, Unconditional
 from invguide.verify import (
     HiddenPosterior,
@@ -225,10 +225,10 @@ class Draw(Solver[DrawState]):
 
 
 @dataclass(frozen=True)
-class DrawEnsemble(Draw):
+class DrawEnsemble(Draw, EnsembleSolver[DrawState]):
     """As an ensemble whose members share one error: visible only when many ensembles are pooled."""
 
-    requires: ClassVar[Requires] = Requires(gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(gradient=False)
     ensemble_size: int = 50
 
     def init(self, problem: Problem, noise: Noise) -> DrawState:
@@ -404,10 +404,10 @@ def test_hidden_operators_are_black_boxes():
 
 
 @dataclass(frozen=True)
-class Weighted(Draw):
+class Weighted(Draw, EnsembleSolver[DrawState]):
     """The prior's own draws, weighted by the likelihood: right only where weights are used."""
 
-    requires: ClassVar[Requires] = Requires(gradient=False, ensemble=True)
+    requires: ClassVar[Requires] = Requires(gradient=False)
     ensemble_size: int = 1500
     ignore: bool = False
 
