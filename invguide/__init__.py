@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from invguide.blackbox import BlackBox, Command
     from invguide.errors import InvguideError
     from invguide.forward_operator import LinearOperator, Operator
+    from invguide.images.example import example_photo
     from invguide.likelihood import Likelihood
     from invguide.planning import plan
     from invguide.prior import Prior
@@ -38,6 +39,7 @@ _HOME = {
     "Solver": "solver",
     "as_operator": "adapters",
     "as_reward": "reward",
+    "example_photo": "images.example",
     "guide": "api",
     "load_prior": "api",
     "plan": "planning",
@@ -60,6 +62,7 @@ __all__ = [
     "adjoint",
     "as_operator",
     "as_reward",
+    "example_photo",
     "guide",
     "load_prior",
     "noise",

@@ -163,6 +163,43 @@ class LinearOperator(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A* y, (B, *out_shape) -> (B, *in_shape), with <A x, y> = <x, A* y> in the real inner product."""
 
+    # ---- algebra: `A @ B`, `A + B`, `A - B`, `2 * A`, `A / 2`, `-A`, `A.T`, and `A @ x` for A(x)
+
+    @property
+    def T(self) -> LinearOperator:
+        """The adjoint A* as an operator."""
+        from invguide.adapters.algebra import Adjoint
+
+        return Adjoint(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        from invguide.adapters.algebra import Product
+
+        if isinstance(other, Tensor):
+            return self(other)
+        return Product(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __add__(self, other: Any) -> Any:
+        from invguide.adapters.algebra import Sum
+
+        return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other if isinstance(other, LinearOperator) else NotImplemented
+
+    def __mul__(self, factor: Any) -> Any:
+        from invguide.adapters.algebra import Multiple
+
+        return Multiple(self, factor) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> Any:
+        return self * (1 / factor) if isinstance(factor, int | float) else NotImplemented
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
     def svd(self, x: Tensor) -> SVD | None:
         """Return the singular value decomposition for signals like x (shape, dtype, device), or None if not cheap."""
         return None

@@ -1,14 +1,15 @@
-"""Where modules have gone: imports by their old names work for one version, with a DeprecationWarning."""
+"""Where modules and names have gone: imports by their old names work for one version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 # Old name -> new one, both within the package.
 MODULES = {
@@ -117,6 +118,48 @@ MODULES = {
     "twist": "sampling.twist",
     "whitened_map": "problem.whitened_map",
 }
+
+
+# Names that have left a module which is still there: module -> old name -> its home (and its name there).
+NAMES = {
+    "adapters": {"from_deepinv": "adapters.deepinv"},
+    "priors.doctor": {
+        "check_loaded": "priors.doctor.examine",
+        "linear_error": "priors.doctor.examine",
+        "Report": "priors.doctor.examine",
+    },
+    "priors.network": {
+        "EDM": "priors.networks.clocks",
+        "VE": "priors.networks.clocks",
+        "Flow": "priors.networks.clocks",
+        "Schedule": "priors.networks.clocks Clock",
+        "cosine_betas": "priors.networks.clocks",
+        "linear_betas": "priors.networks.clocks",
+        "scaled_linear_betas": "priors.networks.clocks",
+    },
+    "problem": {"Guidance": "problem TargetGradient", "OPEN": "problem.problem"},
+    "restoration": {
+        "Job": "restoration.settings",
+        "Settings": "restoration.settings",
+        "plan_picture": "restoration.restore",
+        "restore_picture": "restoration.restore",
+    },
+}
+
+
+def old_names(package: str) -> Callable[[str], Any]:
+    """Return `__getattr__` of a module of NAMES."""
+    here = package.partition(".")[2]
+
+    def find(name: str) -> Any:
+        if name not in NAMES[here]:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home, _, new = NAMES[here][name].partition(" ")
+        text = f"{package}.{name} is invguide.{home}.{new or name} now; the old name goes with the next version"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"invguide.{home}"), new or name)
+
+    return find
 
 
 class _Renamed(MetaPathFinder, Loader):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64encode
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from invguide.arguments.checks import checked
 from invguide.errors import InputError
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """Outcome of `solve`, `guide` or `driver.run`; all arrays on the CPU, data units.
 
@@ -47,6 +49,28 @@ class Result:
     residual: Tensor | None = None
     log_weights: Tensor | None = None
     reward: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """One line: how many samples of what, by which solver, and what they cost."""
+        measurements, samples, *shape = self.samples.shape
+        solver = self.manifest.get("settings", {}).get("solver", "unknown solver")
+        chi2 = self.chi2[torch.isfinite(self.chi2)]
+        parts = [f"{measurements} x {samples} samples of {tuple(shape)}", solver]
+        parts += [f"chi2 {chi2.mean().item():.2f}"] if len(chi2) else []
+        missing = int((~self.finished).sum())
+        parts += [f"{missing} of them missing"] if missing else []
+        return f"Result({', '.join(parts)}, {self.nfe:.0f} calls)"
+
+    def _repr_html_(self) -> str:
+        """In notebooks: the panel of the first measurement where samples are pictures, and the diagnosis."""
+        from invguide.images.panel import panel_png
+
+        text = f"<code>{escape(repr(self))}</code><br>{escape(self.diagnosis)}"
+        png = panel_png(self)
+        if png is None:
+            return text
+        source = b64encode(png).decode()
+        return f'<img alt="panel of the result" src="data:image/png;base64,{source}"><br>{text}'
 
     @property
     def finished(self) -> Tensor:

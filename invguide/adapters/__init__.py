@@ -6,5 +6,8 @@ from invguide.adapters.operators import (
     as_operator,
     to_deepinv,
 )
+from invguide.renamed import old_names
 
 __all__ = ["FunctionOperator", "LinearFunctionOperator", "as_operator", "to_deepinv"]
+
+__getattr__ = old_names(__name__)

@@ -5,8 +5,9 @@ Drawn pixel by pixel with PIL in matplotlib's fonts and colours: nothing is resa
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,15 +71,14 @@ def write_pictures(
         for i, sample in enumerate(samples):
             name = f"restored-{i + 1}" if several else "restored"
             written.append(write_picture(place / name, sample, kind))
-        view = View(
-            samples=samples,
-            y=None if result.y is None else result.y[b],
-            residual=None if result.residual is None else result.residual[b],
+        view = _view(result, b)
+        view = replace(
+            view,
             truth=None if truth is None else truth[b],
             sigma_y=sigma_y,
             known=known,
             title=title,
-            facts=tuple(facts) or _facts(result, b),
+            facts=tuple(facts) or view.facts,
         )
         if several:
             # Around the first, so that pixels which are the same in all samples are so in the mean.
@@ -89,6 +89,25 @@ def write_pictures(
         view.panel().save(place / "panel.png")
         written.append(place / "panel.png")
     return written
+
+
+def panel_png(result: Result) -> bytes | None:
+    """The panel of the first measurement as a PNG file; None where samples are no images, or there are none."""
+    if not _is_image(result.samples, known=False) or not bool(result.finished[0].any()):
+        return None
+    file = io.BytesIO()
+    _view(result, 0).panel().save(file, "png")
+    return file.getvalue()
+
+
+def _view(result: Result, b: int) -> View:
+    """What there is to be seen of measurement b, by itself."""
+    return View(
+        samples=result.samples[b][result.finished[b]],
+        y=None if result.y is None else result.y[b],
+        residual=None if result.residual is None else result.residual[b],
+        facts=_facts(result, b),
+    )
 
 
 def _is_image(samples: Tensor, known: bool) -> bool:

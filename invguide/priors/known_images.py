@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invguide.errors import InputError
+from invguide.images.example import PHOTO
 from invguide.images.reading import read_picture
 
-PHOTO = Path(__file__).parents[1] / "data" / "chelsea.png"
 FREE_SIZE = 64  # of pictures for a network that takes any size
 CENTRES = ((0.3, 0.3), (0.5, 0.62), (0.75, 0.25), (0.8, 0.8))  # of the parts: eyes, nose, fur
 

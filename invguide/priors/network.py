@@ -20,6 +20,7 @@ from invguide.priors.networks.conditions import conditions_of
 from invguide.priors.networks.preconditioning import edm_coefficients
 from invguide.priors.networks.recompute import keep_all, recompute
 from invguide.priors.precision import try_half
+from invguide.renamed import old_names
 
 if TYPE_CHECKING:
     from invguide.priors.doctor.examine import Report
@@ -386,3 +387,6 @@ def from_network(
         time_scale=time_scale,
         reverse_time=reverse_time,
     )
+
+
+__getattr__ = old_names(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from invguide.diagnostics.metrics import psnr
+from invguide.images.example import PHOTO
 from invguide.images.reading import read_picture
 from invguide.restoration.degradation import degrade_picture
 from invguide.restoration.manifest import check_writable
@@ -16,7 +17,6 @@ from invguide.restoration.restore import restore_picture
 from invguide.restoration.settings import Job, Settings
 from invguide.restoration.tasks import Options
 
-PHOTO = Path(__file__).parents[1] / "data" / "chelsea.png"
 BLUR, NOISE, SAMPLES, STEPS = 1.5, 0.03, 4, 15
 
 
