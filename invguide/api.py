@@ -1,5 +1,7 @@
 """The front door: strings, callables and foreign objects become ours here, and nowhere else."""
 
+# Longer than 350 lines: the front door, whose docstrings are the manual.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -15,15 +17,13 @@ from torch import Tensor, nn
 from invguide import driver
 from invguide.arguments.checks import check, checked, shown
 from invguide.arguments.rules import Array, Count, Shape
-from invguide.errors import InputError, ShapeError, suggest
-from invguide.forward_operator import LinearOperator, Operator, check_batch
+from invguide.engine.probe import probe
+from invguide.errors import InputError, suggest
 from invguide.likelihood import Likelihood
 from invguide.noise import NoiseModel
-from invguide.numerics.trial import adjoint_defect, adjoint_limit
 from invguide.policy import choose
 from invguide.prior import Prior
 from invguide.problem.problem import Problem
-from invguide.problem.shapes import GREY
 from invguide.result import Result
 from invguide.reward import Reward, as_reward, try_reward
 from invguide.rng import Noise
@@ -252,7 +252,7 @@ def prepare(
         init_noise=init_noise,
     )
     thaw(prior)
-    _probe(problem)
+    probe(problem)
     problem = _with_tried_reward(problem)
     chosen, reason = _solver_for(problem, solver, num_samples)
     return chosen, problem, reason
@@ -341,50 +341,3 @@ def _residual(likelihood: Likelihood, result: Result) -> Tensor | None:
         return None
     with torch.no_grad():
         return likelihood.to("cpu", result.samples.dtype).residual(result.mean)
-
-
-def _probe(problem: Problem) -> None:
-    """Run a cheap operator once on blank signals, so that wrong shapes are found before any network call.
-
-    So are gradients of no use: see `Likelihood.try_gradient`.
-    """
-    likelihood = problem.likelihood
-    assert likelihood is not None
-    y = likelihood.y
-    blank = torch.full(
-        (len(y), *problem.data_shape), problem.prior.shift, dtype=y.real.dtype, device=y.device
-    )
-    noise = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
-    signal = blank + 0.25 * problem.prior.scale * noise
-    if not likelihood.operator.differentiable:
-        likelihood.try_gradient(signal)
-        return
-    with torch.no_grad():
-        predicted = likelihood.operator.to(y.device)(blank)
-    check_batch(likelihood.operator, blank, predicted)
-    if predicted.shape != y.shape:
-        hint = ""
-        if predicted.shape[1:] == y.shape:
-            hint = "; y lacks its batch axis: pass y[None]"
-        elif y.ndim == predicted.ndim > 2 and y.shape[1] == 1 and predicted.shape[1] == 3:
-            hint = f"; {GREY}"
-        raise ShapeError(
-            f"{type(likelihood.operator).__name__} maps x {tuple(problem.data_shape)} to {tuple(predicted.shape[1:])}, "
-            f"but y has shape {tuple(y.shape)}; expected ({len(y)}, {', '.join(map(str, predicted.shape[1:]))}){hint}"
-        )
-    likelihood.try_gradient(signal)
-    _try_adjoint(likelihood.operator, signal)
-
-
-def _try_adjoint(operator: Operator, x: Tensor) -> None:
-    """Refuse an operator of the user's own class whose adjoint is none; what adapters make has tried its own."""
-    if not isinstance(operator, LinearOperator) or type(operator).__module__.startswith(
-        "invguide."
-    ):
-        return
-    defect, limit = adjoint_defect(operator, operator.adjoint, x), adjoint_limit(x.dtype)
-    if defect > limit:
-        raise InputError(
-            f"{type(operator).__name__}.adjoint is not the adjoint of forward: |<A u, v> - <u, A* v>| / |A u||v| = "
-            f"{defect:.1g} for random u and v, above {limit:g}; {type(operator).__name__}.check(shape=...) shows more"
-        )

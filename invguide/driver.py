@@ -13,9 +13,9 @@ import torch
 from invguide.arguments.checks import checked
 from invguide.arguments.rules import Count, FloatType
 from invguide.engine.checkpoint import save_checkpoint
-from invguide.engine.identity import Identity, check_trust, run_identity
 from invguide.engine.loop import Loop, RunSettings, Shared, StepReport, run_all
 from invguide.engine.manifest import result_of
+from invguide.engine.run_identity import Identity, check_trust, run_identity
 from invguide.engine.run_state import Progress, restored
 from invguide.problem.problem import Problem
 from invguide.result import Result

@@ -16,7 +16,7 @@ from invguide.errors import ShapeError
 from invguide.numerics.linear import conjugate_gradient, inner, norm, per_sample
 
 if TYPE_CHECKING:
-    from invguide.diagnostics.operator import Certificate
+    from invguide.diagnostics.check import OperatorCheck
 
 
 class SVD(NamedTuple):
@@ -140,7 +140,7 @@ class Operator(Entries, nn.Module, metaclass=Checked):
         *,
         seed: int = 0,
         quiet: bool = False,
-    ) -> Certificate:
+    ) -> OperatorCheck:
         """Examine the operator on clean signals x (B, *shape), or random ones of `shape`; print and return a table."""
         from invguide.diagnostics.operator import certify
 

@@ -41,7 +41,7 @@ MODULES = {
     "folder": "restoration.folder",
     "function_reward": "adapters.rewards",
     "harmonic": "numerics.harmonic",
-    "identity": "engine.identity",
+    "identity": "engine.run_identity",
     "inspection": "engine.inspection",
     "jpeg_file": "images.jpeg_file",
     "jpeg_grid": "images.jpeg_grid",
@@ -123,6 +123,10 @@ MODULES = {
 # Names that have left a module which is still there: module -> old name -> its home (and its name there).
 NAMES = {
     "adapters": {"from_deepinv": "adapters.deepinv"},
+    "diagnostics.operator": {
+        "Certificate": "diagnostics.operator OperatorCheck",
+        "Row": "diagnostics.operator Property",
+    },
     "priors.doctor": {
         "check_loaded": "priors.doctor.examine",
         "linear_error": "priors.doctor.examine",

@@ -19,7 +19,7 @@ from invguide.forward_operator import Operator
 from invguide.numerics.trial import RAISES, gradient_fault
 
 if TYPE_CHECKING:
-    from invguide.diagnostics.operator import Certificate
+    from invguide.diagnostics.check import OperatorCheck
 
 
 class Reward(Entries, metaclass=Checked):
@@ -61,7 +61,7 @@ class Reward(Entries, metaclass=Checked):
         *,
         seed: int = 0,
         quiet: bool = False,
-    ) -> Certificate:
+    ) -> OperatorCheck:
         """Examine the reward on clean signals x (B, *shape), or random ones of `shape`; print and return a table."""
         from invguide.diagnostics.reward import certify_reward
 

@@ -15,11 +15,11 @@ from invguide.reverse import ddim
 from invguide.rng import Noise
 from invguide.sampling.step_size import open_variance
 from invguide.sampling.zeroth_order import (
-    Seen,
+    Evaluated,
     Slope,
     climb,
     denoise_with_vjp,
-    look_around,
+    evaluate_around,
     mean_direction,
 )
 from invguide.schedule import Schedule
@@ -117,7 +117,7 @@ class DPG(Solver[DPGState]):
         denoised, pull_back = denoise_with_vjp(problem, state.x, a)
         width = self.smoothing * open_variance(problem, a) ** 0.5
         n = noise("candidates", (self.num_candidates, *problem.shape))
-        seen = look_around(problem, denoised, width * n)
+        seen = evaluate_around(problem, denoised, width * n)
         temperature = running_temperature(state.temperature, seen, problem.measurement_size)
         fresh = policy_slope(seen.values, n, width, temperature)
         unguided = fresh.directions < 1
@@ -141,7 +141,7 @@ class DPG(Solver[DPGState]):
         return state.denoised
 
 
-def running_temperature(previous: Tensor, seen: Seen, measurement_size: float) -> Tensor:
+def running_temperature(previous: Tensor, seen: Evaluated, measurement_size: float) -> Tensor:
     """0.9 Z + 0.1 m chi2 / 2, (B,); without chi2, as for a reward, the spread of the candidates takes its place."""
     known = seen.values.isfinite()
     count = known.sum(1).clamp_min(1)

@@ -18,7 +18,7 @@ from invguide.sampling.zeroth_order import (
     Slope,
     climb,
     denoise_with_vjp,
-    look_around,
+    evaluate_around,
     mean_direction,
 )
 from invguide.schedule import Schedule
@@ -116,7 +116,9 @@ class DPSZerothOrder(Solver[DPSZerothOrderState]):
         central = self.difference == "central"
         count = self.num_candidates // 2 if central else self.num_candidates
         u = noise("directions", (count, *problem.shape))
-        seen = look_around(problem, denoised, width * (torch.cat([u, -u], 1) if central else u))
+        seen = evaluate_around(
+            problem, denoised, width * (torch.cat([u, -u], 1) if central else u)
+        )
         estimate = (central_slope if central else forward_slope)(seen.values, u, width)
         gradient = pull_back(estimate.slope)
         guided = climb(problem, denoised, seen, estimate, gradient, a, b, self.guidance_scale)

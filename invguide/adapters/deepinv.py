@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from invguide.adapters.deepinv_noise import noise_law
+from invguide.adapters.deepinv_noise import noise_law, refuse_sensor
 from invguide.adapters.deepinv_stack import DeepinvLinearStack, DeepinvStack
 from invguide.errors import InputError
 from invguide.forward_operator import SVD, LinearOperator, Operator, check_batch, columns
@@ -41,22 +41,8 @@ def from_deepinv(physics: Physics) -> Operator:
     if isinstance(physics, StackedPhysics):
         parts = [from_deepinv(part) for part in physics.physics_list]  # pyright: ignore[reportArgumentType]
         return DeepinvLinearStack(parts) if linear else DeepinvStack(parts)
-    _refuse_sensor(physics)
+    refuse_sensor(physics)
     return DeepinvLinear(physics) if linear else DeepinvOperator(physics)
-
-
-def _refuse_sensor(physics: Physics) -> None:
-    sensor: Any = getattr(physics, "sensor_model", None)
-    probe = torch.linspace(-3, 3, 16).reshape(1, 1, 4, 4)
-    try:
-        same = sensor is None or torch.equal(sensor(probe), probe)
-    except Exception:
-        same = False
-    if not same:
-        raise InputError(
-            f"{type(physics).__name__} has a sensor_model, which acts after the noise: no law here describes it. Leave "
-            f"it out (sensor_model=lambda x: x), or pass physics.A as the operator with noise=..., your log density"
-        )
 
 
 class DeepinvOperator(Operator):

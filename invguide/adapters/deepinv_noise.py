@@ -291,3 +291,17 @@ _UNKNOWN = {
     "UniformGaussianNoise": "draws a noise level that is not told for every measurement",
     "NoiseModel": "is a function of your own, whose density is not known",
 }
+
+
+def refuse_sensor(physics: Physics) -> None:
+    sensor: Any = getattr(physics, "sensor_model", None)
+    probe = torch.linspace(-3, 3, 16).reshape(1, 1, 4, 4)
+    try:
+        same = sensor is None or torch.equal(sensor(probe), probe)
+    except Exception:
+        same = False
+    if not same:
+        raise InputError(
+            f"{type(physics).__name__} has a sensor_model, which acts after the noise: no law here describes it. Leave "
+            f"it out (sensor_model=lambda x: x), or pass physics.A as the operator with noise=..., your log density"
+        )

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from invguide.adjoint.symplectic import check_loss
+from invguide.adjoint.faults import check_loss
 from invguide.errors import InputError, ShapeError
 from invguide.numerics.linear import norm
 from invguide.numerics.tableaus import make_steps

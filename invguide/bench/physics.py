@@ -54,6 +54,7 @@ def physics_classes() -> list[str]:
     return sorted(n for n, c in found if inspect.isclass(c) and issubclass(c, physics.Physics))
 
 
+# Longer than 60 lines: one entry for each class of deepinv.
 def examples() -> dict[str, Example]:
     """Return a small one of each class that is known here, by the name of the class."""
     from deepinv import physics as deepinv_physics

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invguide.api import load_prior
 from invguide.diagnostics.metrics import calibration, crps, psnr, ssim
-from invguide.engine.identity import fingerprint
+from invguide.engine.run_identity import fingerprint
 from invguide.errors import InputError, suggest
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.likelihood import Likelihood

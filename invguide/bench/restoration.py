@@ -25,7 +25,7 @@ from invguide.bench.protocol import (
     load_in,
 )
 from invguide.bench.tv import restore_tv
-from invguide.engine.identity import describe_prior
+from invguide.engine.run_identity import describe_prior
 from invguide.errors import InputError
 from invguide.forward_operator import LinearOperator
 from invguide.prior import Prior

@@ -22,7 +22,7 @@ from invguide.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from invguide.restoration.folder import Row
+    from invguide.restoration.folder import Outcome
     from invguide.restoration.settings import Job
 
 
@@ -98,7 +98,7 @@ def _restore_folder(
     """Here, or on workers; the table of outcomes last, and exit code 1 where a picture failed."""
     from invguide.restoration.folder import restore_folder
 
-    rows: list[Row]
+    rows: list[Outcome]
     if options.workers is not None or options.scheduler is not None:
         from invguide.restoration.workers import restore_on_workers
 

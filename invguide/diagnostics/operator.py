@@ -8,50 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from invguide.errors import InputError
+from invguide.diagnostics.check import FAILS, NOTE, OK, OperatorCheck, Property
+from invguide.diagnostics.numbers import (
+    brief,
+    difference,
+    finite,
+    ratio,
+    relative,
+    rounded,
+    signals,
+)
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.numerics.linear import InnerSolves, counted_solves, inner, norm
-
-OK, NOTE, FAILS = "ok", "note", "FAILS"
-
-
-class Row(NamedTuple):
-    """One property: what was measured, and whether a solver can live with it."""
-
-    name: str
-    value: str
-    verdict: str
-
-
-@dataclass
-class Certificate:
-    """What `Operator.check` found; `ok` unless a row FAILS, and `print` shows the table."""
-
-    operator: str
-    rows: list[Row] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return all(row.verdict != FAILS for row in self.rows)
-
-    def __getitem__(self, name: str) -> Row:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"{name!r}; the certificate has {', '.join(row.name for row in self.rows)}")
-
-    def __str__(self) -> str:
-        wide = max(len(row.name) for row in self.rows)
-        lines = [f"  {row.name:<{wide}}  {row.verdict:<5}  {row.value}" for row in self.rows]
-        return "\n".join(
-            [f"{self.operator}: {'fit for use' if self.ok else 'NOT fit for use'}", *lines]
-        )
+from invguide.renamed import old_names
 
 
 def certify(
@@ -59,7 +32,7 @@ def certify(
     shape: tuple[int, ...] | None = None,
     x: Tensor | None = None,
     seed: int = 0,
-) -> Certificate:
+) -> OperatorCheck:
     """Examine an operator on clean signals x (B, *shape), data units, or on two of uniform random numbers in [0, 1].
 
     Takes at most 10 s, or says what it left out for that. Runs in double precision where the operator allows it.
@@ -70,22 +43,6 @@ def certify(
     x, generator = signals(shape, x, count=2, seed=seed)
     home = next((t.device for t in (*operator.parameters(), *operator.buffers())), x.device)
     return Examination(operator, x.to(home), generator).run()
-
-
-def signals(
-    shape: tuple[int, ...] | None, x: Tensor | None, count: int, seed: int
-) -> tuple[Tensor, torch.Generator]:
-    """Return x, at least two rows, or `count` random signals of `shape`, and the generator of what else is random."""
-    if (shape is None) == (x is None):
-        raise InputError(
-            "check needs either shape=(...), one sample without the batch axis, or x=(B, *shape)"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    if x is None:
-        assert shape is not None
-        return torch.rand((count, *shape), generator=generator), generator
-    x = x.detach()
-    return (torch.cat([x, x.flip(-1)]) if len(x) == 1 else x), generator
 
 
 # Of one row, besides the rows that follow from the ones before: calls of the operator, about.
@@ -138,7 +95,7 @@ class Examination:
 
     def __init__(self, operator: Operator, x: Tensor, generator: torch.Generator) -> None:
         self.operator, self.x, self.generator = operator, x, generator
-        self.certificate = Certificate(f"{type(operator).__name__}({operator.extra_repr()})")
+        self.certificate = OperatorCheck(f"{type(operator).__name__}({operator.extra_repr()})")
         self.tolerance = 1e-10
         self.begin = time.perf_counter()
         self.one_call = 0.0  # seconds
@@ -146,14 +103,14 @@ class Examination:
     def add(self, name: str, good: bool | None, value: str) -> bool:
         """Record a row; good None makes it a note."""
         verdict = NOTE if good is None else OK if good else FAILS
-        self.certificate.rows.append(Row(name, value, verdict))
+        self.certificate.rows.append(Property(name, value, verdict))
         return good is not False
 
     def normal(self, like: Tensor) -> Tensor:
         kind = torch.complex128 if like.is_complex() else torch.float64
         return torch.randn(like.shape, generator=self.generator, dtype=kind).to(like)
 
-    def run(self) -> Certificate:
+    def run(self) -> OperatorCheck:
         y = self.measure()
         if y is None:
             return self.certificate
@@ -226,12 +183,12 @@ class Examination:
         dtype = str(y.dtype).removeprefix("torch.")
         self.add("runs", True, f"{tuple(x.shape[1:])} -> {tuple(y.shape[1:])}, {dtype}")
         y = y.detach()
-        if not self.add("finite", *_finite(y)):
+        if not self.add("finite", *finite(y)):
             return None
         if x.dtype == torch.float32:
             self.tolerance = 1e-4
             self.add("precision", None, f"float32 only; float64 raises {reason}")
-        elif _rounded(y) > 0.01:
+        elif rounded(y) > 0.01:
             self.tolerance = 1e-4
             self.add("precision", None, "float32 inside, whatever x is")
         else:
@@ -251,7 +208,7 @@ class Examination:
             self.add("runs", False, f"raises {brief(error)}")
         else:
             self.add("runs", True, "one sample at a time")
-            self.add("finite", *_finite(y))
+            self.add("finite", *finite(y))
             self.add("rows independent", False, f"a batch of {len(x)} raises {brief(error)}")
 
     def repetition(self, y: Tensor) -> None:
@@ -259,12 +216,12 @@ class Examination:
         again = self.operator(x).detach()
         changed = not torch.equal(x, self.x)
         self.add("input unchanged", not changed, "x is changed in place" if changed else "yes")
-        self.add("deterministic", *_difference(again, y, 0.1 * self.tolerance))
+        self.add("deterministic", *difference(again, y, 0.1 * self.tolerance))
         alone = torch.cat([self.operator(row.clone()[None]).detach() for row in self.x])
         # Another companion: rows that share a quantity may still agree on the batch itself.
         crowd = self.operator(torch.cat([self.x, self.x.flip(0) * 0.5 + 0.1])).detach()[: len(y)]
-        worst = max(((alone, y), (crowd, y)), key=lambda pair: _relative(*pair))
-        self.add("rows independent", *_difference(*worst, self.tolerance))
+        worst = max(((alone, y), (crowd, y)), key=lambda pair: relative(*pair))
+        self.add("rows independent", *difference(*worst, self.tolerance))
         x = self.x.clone()
         if self.operator(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             self.add("own memory", None, "y shares the memory of x")
@@ -279,7 +236,7 @@ class Examination:
             self.add("linear", False if declared else None, f"raises {brief(error)}")
             return
         defect = norm(combined - 0.7 * image_u + 1.3 * image_v)
-        error = _ratio(defect, norm(image_u) + norm(image_v)).max().item()
+        error = ratio(defect, norm(image_u) + norm(image_v)).max().item()
         linear = error <= self.tolerance
         if declared:
             self.add("linear", linear, f"relative defect {error:.1e}")
@@ -326,7 +283,7 @@ class Examination:
         with torch.no_grad():
             change = (self.operator(self.x + move) - self.operator(self.x - move)) / (2 * step)
         size = norm(change) * norm(weights)
-        error = _ratio((automatic - inner(weights, change)).abs(), size).max().item()
+        error = ratio((automatic - inner(weights, change)).abs(), size).max().item()
         text = f"relative to central differences {error:.1e}"
         if error <= limit:
             self.add("differentiable", True, text)
@@ -344,7 +301,7 @@ class Examination:
                 shapes = f"has shape {tuple(back.shape[1:])} for x {tuple(u.shape[1:])}"
                 self.add("adjoint", False, shapes)
                 return
-            error = _ratio((inner(image, v) - inner(u, back)).abs(), norm(image) * norm(v))
+            error = ratio((inner(image, v) - inner(u, back)).abs(), norm(image) * norm(v))
             worst = max(worst, error.max().item())
         self.add("adjoint", worst <= self.tolerance, f"|<Au,v> - <u,A*v>| / |Au||v| = {worst:.1e}")
 
@@ -355,9 +312,9 @@ class Examination:
             return
         z = self.normal(svd.V_adjoint(self.x)) * (svd.s != 0)
         error = max(
-            _relative(svd.U(svd.s * svd.V_adjoint(self.x)), y),
-            _relative(svd.V_adjoint(svd.V(z)), z),
-            _relative(svd.U_adjoint(svd.U(z)), z),
+            relative(svd.U(svd.s * svd.V_adjoint(self.x)), y),
+            relative(svd.V_adjoint(svd.V(z)), z),
+            relative(svd.U_adjoint(svd.U(z)), z),
         )
         low, high = svd.s.abs().min().item(), svd.s.abs().max().item()
         text = f"relative error {error:.1e}; singular values {low:.2g} to {high:.2g}"
@@ -366,16 +323,16 @@ class Examination:
     def solve(self, operator: LinearOperator, y: Tensor) -> None:
         ridge = 1e-2 * (norm(operator.adjoint(y)) / norm(y)).square().mean().item()
         solution = operator.solve(y, ridge)
-        error = _relative(operator(operator.adjoint(solution)) + ridge * solution, y)
+        error = relative(operator(operator.adjoint(solution)) + ridge * solution, y)
         self.add("solve", error <= max(1e-5, self.tolerance), f"relative residual {error:.1e}")
 
     def pinv(self, operator: LinearOperator, y: Tensor) -> None:
-        error = _relative(operator(operator.pinv(y)), y)
+        error = relative(operator(operator.pinv(y)), y)
         good = True if error <= max(1e-5, self.tolerance) else None
         self.add("pinv", good, f"|A A^+ A x - A x| / |A x| = {error:.1e}")
 
     def scale(self, y: Tensor) -> None:
-        gain = _ratio(norm(y), norm(self.x)).max().item()
+        gain = ratio(norm(y), norm(self.x)).max().item()
         parts = torch.view_as_real(y) if y.is_complex() else y
         span = f"values {parts.min():.3g} to {parts.max():.3g}"
         self.add("scale", True, f"|A x| / |x| = {gain:.3g}; {span}")
@@ -391,32 +348,4 @@ class Examination:
         self.add("time", True, f"{milliseconds:.3g} ms per sample")
 
 
-def _ratio(error: Tensor, size: Tensor) -> Tensor:
-    """error / size, 0 where both are 0 and infinite where either is not finite."""
-    return (error / size.clamp_min(torch.finfo(size.dtype).tiny)).nan_to_num(float("inf"))
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    return _ratio(norm(a - b), norm(b)).max().item()
-
-
-def _difference(a: Tensor, b: Tensor, tolerance: float) -> tuple[bool, str]:
-    error = _relative(a, b)
-    return error <= tolerance, "yes" if error == 0 else f"relative difference {error:.1e}"
-
-
-def _rounded(y: Tensor) -> float:
-    """Return which part of the values that are not zero is exact in single precision: 2^-29 of random ones is."""
-    single = y.to(torch.complex64 if y.is_complex() else torch.float32).to(y)
-    values = y != 0
-    return ((single == y) & values).sum().item() / max(1, int(values.sum()))
-
-
-def _finite(y: Tensor) -> tuple[bool, str]:
-    bad = int((~torch.isfinite(y)).sum())
-    return bad == 0, "yes" if bad == 0 else f"{bad} of {y.numel()} values are NaN or infinite"
-
-
-def brief(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text if len(text) <= 100 else text[:97] + '...'}"
+__getattr__ = old_names(__name__)

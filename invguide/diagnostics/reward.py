@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from invguide.adapters.rewards import FunctionReward
-from invguide.diagnostics.operator import Certificate, Examination, brief, signals
+from invguide.diagnostics.check import OperatorCheck
+from invguide.diagnostics.numbers import brief, signals
+from invguide.diagnostics.operator import Examination
 from invguide.errors import ShapeError
 from invguide.forward_operator import Operator
 from invguide.reward import Reward, Weighted
@@ -17,7 +19,7 @@ def certify_reward(
     shape: tuple[int, ...] | None = None,
     x: Tensor | None = None,
     seed: int = 0,
-) -> Certificate:
+) -> OperatorCheck:
     """Examine a reward on clean signals x (B, *shape), data units, or on four of uniform random numbers in [0, 1].
 
     Runs in double precision where the reward allows it.
@@ -53,9 +55,9 @@ class RewardExamination(Examination):
     def __init__(self, reward: Reward, x: Tensor, generator: torch.Generator) -> None:
         super().__init__(_OneNumber(reward), x, generator)
         self.reward = reward
-        self.certificate = Certificate(repr(reward))
+        self.certificate = OperatorCheck(repr(reward))
 
-    def run(self) -> Certificate:
+    def run(self) -> OperatorCheck:
         y = self.measure()
         if y is None:
             return self.certificate

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from invguide.engine.identity import FOLLOWED, Identity
+from invguide.engine.run_identity import FOLLOWED, Identity
 from invguide.errors import CheckpointError
 from invguide.system.run_file import said, try_to_write, write_whole
 

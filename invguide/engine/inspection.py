@@ -21,14 +21,16 @@ from invguide.engine.divergence import (
     size_limit,
 )
 from invguide.engine.fault import Fault, find_fault, kind, target_fault
+from invguide.engine.run_state import SampleIndex
 from invguide.errors import DivergenceError
 from invguide.problem.problem import Problem
 from invguide.problem.seen import Seen
 from invguide.rng import Noise
 from invguide.solver import EnsembleSolver, Solver
 
-Row = tuple[int, int]  # measurement, sample
-Bind = Callable[[list[Row]], tuple[Problem, Noise]]  # problem and random numbers of some rows
+Bind = Callable[
+    [list[SampleIndex]], tuple[Problem, Noise]
+]  # problem and random numbers of some rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Inspector:
     sigma_max: float
     bind: Bind
 
-    def broken(self, state: Any, k: int, rows: Sequence[Row], begun: Any) -> dict[int, str]:
+    def broken(
+        self, state: Any, k: int, rows: Sequence[SampleIndex], begun: Any
+    ) -> dict[int, str]:
         """Which rows of the state after step k (-1: init) are lost, and why: {index of the row: text}.
 
         Args:
@@ -75,7 +79,7 @@ class Inspector:
         return found
 
     def explained(
-        self, error: DivergenceError, rows: Sequence[Row], k: int, begun: Any
+        self, error: DivergenceError, rows: Sequence[SampleIndex], k: int, begun: Any
     ) -> DivergenceError:
         """Return the error that a solver raised in step k, with the fault behind it where there is one."""
         fault = self._fault(0, rows, k, begun)
@@ -86,7 +90,7 @@ class Inspector:
     def outcome(
         self,
         part: Problem,
-        rows: Sequence[Row],
+        rows: Sequence[SampleIndex],
         x0: Tensor,
         log_prob: Tensor,
         chi2: Tensor,
@@ -132,7 +136,7 @@ class Inspector:
         return findings
 
     def unguided(
-        self, part: Problem, rows: Sequence[Row], seen: Seen, log_prob: Tensor
+        self, part: Problem, rows: Sequence[SampleIndex], seen: Seen, log_prob: Tensor
     ) -> dict[int, str]:
         """Rows whose target was -inf or NaN whenever it was asked for, as it is at the end: nothing has guided them."""
         if self.solver.requires.target == "none":
@@ -153,7 +157,7 @@ class Inspector:
         measured = part.measured_size()
         return measured if told is None or measured > TOO_LARGE * told else told
 
-    def _fault(self, i: int, rows: Sequence[Row], k: int, begun: Any) -> Fault | None:
+    def _fault(self, i: int, rows: Sequence[SampleIndex], k: int, begun: Any) -> Fault | None:
         """What made row i so in step k; all members of an ensemble take the step again, else the one row."""
         one = not isinstance(self.solver, EnsembleSolver)
         part, noise = self.bind([rows[i]] if one else list(rows))
@@ -161,7 +165,7 @@ class Inspector:
             begun = type(begun)(*(t[i : i + 1] for t in begun))
         return find_fault(self.solver, part, begun, k, noise)
 
-    def _blame(self, fault: Fault, row: Row, k: int) -> str:
+    def _blame(self, fault: Fault, row: SampleIndex, k: int) -> str:
         text = (
             f"{self._name} diverged: {fault.text} for sample {row[1]} of measurement {row[0]} at {self._at(k)}, "
             f"given a finite signal of rms {fault.rms:.3g}"
@@ -185,7 +189,7 @@ def target_name(part: Problem) -> str:
     return " with ".join(" ".join(name.split()) for name in names)
 
 
-def _blank(part: Problem, rows: Sequence[Row], x0: Tensor) -> tuple[Tensor, Tensor]:
+def _blank(part: Problem, rows: Sequence[SampleIndex], x0: Tensor) -> tuple[Tensor, Tensor]:
     """chi2 and log target of a blank signal for each row, from one call for each measurement: they may be dear."""
     chi2, log_prob = x0.new_empty(len(rows)), x0.new_empty(len(rows))
     for b in {b for b, _ in rows}:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from invguide.arguments.entries import unchecked
 from invguide.engine.checkpoint import save_checkpoint
-from invguide.engine.identity import Identity
 from invguide.engine.inspection import Inspector, target_name
+from invguide.engine.run_identity import Identity
 from invguide.engine.run_state import Chunk, Progress
 from invguide.errors import DivergenceError
 from invguide.numerics.linear import InnerSolves, counted_solves

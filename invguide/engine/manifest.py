@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from invguide.engine.identity import versions
+from invguide.engine.run_identity import versions
 from invguide.numerics.linear import InnerSolves
 from invguide.problem.problem import Problem
 from invguide.result import Result

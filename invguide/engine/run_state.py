@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from invguide.engine.checkpoint import damaged, load_checkpoint
-from invguide.engine.identity import Identity
+from invguide.engine.run_identity import Identity
 from invguide.problem.seen import Seen
 from invguide.solver import Solver
 
-Row = tuple[int, int]  # measurement, sample
+SampleIndex = tuple[int, int]  # measurement, sample
 
 
 @dataclass
 class Chunk:
     """Samples that advance together, and where they are."""
 
-    rows: list[Row]
+    rows: list[SampleIndex]
     step: int = 0
     state: Any = None
     seen: Seen = field(default_factory=Seen)  # what the target has answered
@@ -41,8 +41,8 @@ class Progress:
     chi2: Tensor  # (measurements, samples)
     log_prob: Tensor
     log_weights: Tensor
-    status: dict[Row, str] = field(default_factory=dict)
-    warnings: dict[Row, str] = field(default_factory=dict)
+    status: dict[SampleIndex, str] = field(default_factory=dict)
+    warnings: dict[SampleIndex, str] = field(default_factory=dict)
     chunks: list[Chunk] = field(default_factory=list)  # on their way, one for each device
     data_size: float | None = None  # of clean signals, where it was measured
     seconds: float = 0.0

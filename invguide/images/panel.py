@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from invguide.images.layout import Tile, _compose, colour
-from invguide.images.reading import Picture, write_picture
+from invguide.images.reading import Picture
+from invguide.images.writing import write_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

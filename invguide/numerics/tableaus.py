@@ -19,7 +19,7 @@ from torch import Tensor
 from invguide.errors import InputError, suggest
 
 
-class Row(NamedTuple):
+class Combination(NamedTuple):
     """The linear combination x * p + sum_j q_j D_j + r D_prev."""
 
     p: float
@@ -39,8 +39,8 @@ class Step(NamedTuple):
     """One step: the levels and points of its denoiser calls, and its end."""
 
     levels: tuple[float, ...]
-    points: tuple[Row, ...]
-    end: Row
+    points: tuple[Combination, ...]
+    end: Combination
 
 
 # Nodes c, matrix a (strictly lower triangular), weights b of explicit Runge-Kutta methods; the variable is sigma.
@@ -105,16 +105,16 @@ def _runge_kutta(
     """dx / d sigma = (x - D) / sigma, its stages written out in x and D."""
     h = b - a
     levels = tuple(a + c * h for c in nodes)
-    rows: list[Row] = []
+    rows: list[Combination] = []
 
-    def combine(coefficients: Sequence[float]) -> Row:
+    def combine(coefficients: Sequence[float]) -> Combination:
         p, q = 1.0, [0.0] * len(coefficients)
         for j, (c, row, s) in enumerate(zip(coefficients, rows, levels, strict=False)):
             p += h * c * row.p / s
             q[j] -= h * c / s
             for i, weight in enumerate(row.q):
                 q[i] += h * c * weight / s
-        return Row(p, tuple(q))
+        return Combination(p, tuple(q))
 
     for coefficients in matrix:
         rows.append(combine(coefficients))
@@ -124,12 +124,14 @@ def _runge_kutta(
 def _two_stage(a: float, b: float) -> Step:
     """DPM-Solver++(2S) with its inner level halfway in log sigma."""
     middle = math.sqrt(a * b)
-    points = (Row(1.0, ()), Row(middle / a, (1 - middle / a,)))
-    return Step((a, middle), points, Row(b / a, (0.0, 1 - b / a)))
+    points = (Combination(1.0, ()), Combination(middle / a, (1 - middle / a,)))
+    return Step((a, middle), points, Combination(b / a, (0.0, 1 - b / a)))
 
 
 def _multistep(before: float, a: float, b: float) -> Step:
     """DPM-Solver++(2M): D extrapolated from this level and the one before."""
     extra = 0.5 * math.log(a / b) / math.log(before / a)
     gain = 1 - b / a
-    return Step((a,), (Row(1.0, ()),), Row(b / a, (gain * (1 + extra),), -gain * extra))
+    return Step(
+        (a,), (Combination(1.0, ()),), Combination(b / a, (gain * (1 + extra),), -gain * extra)
+    )

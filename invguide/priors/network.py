@@ -1,5 +1,7 @@
 """Adapters: a network trained in any of the usual conventions becomes a denoiser, once, here."""
 
+# Longer than 350 lines: one class and its constructor, whose docstrings explain every convention.
+
 from __future__ import annotations
 
 import math

@@ -1,5 +1,7 @@
 """Prior and target together, as a solver sees them: in normalised units, counted, one row per sample."""
 
+# Longer than 350 lines: one class, whose methods are what solvers ask a problem for.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from invguide.errors import InputError
 from invguide.forward_operator import Operator
-from invguide.images.reading import Picture, read_picture, write_picture
+from invguide.images.reading import Picture, read_picture
 from invguide.images.transparency import without_hidden_colours
+from invguide.images.writing import write_picture
 from invguide.operators import Identity, Inpainting
 from invguide.restoration.manifest import check_writable
 from invguide.restoration.tasks import Options, find_task

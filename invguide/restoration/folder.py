@@ -16,7 +16,7 @@ from invguide.restoration.settings import Job
 
 
 @dataclass(frozen=True)
-class Row:
+class Outcome:
     """How one picture of a folder fared: "restored", "done already", or what went wrong."""
 
     name: str
@@ -75,7 +75,7 @@ def plan_folder(job: Job, folder: Path, out: Path, overwrite: bool) -> dict[Path
     return places
 
 
-def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Row]:
+def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False) -> list[Outcome]:
     """Restore every picture of a folder into a sub-folder of its own; what is done is skipped, failures do not stop it.
 
     Raises:
@@ -89,7 +89,7 @@ def restore_folder(job: Job, folder: Path, out: Path, *, overwrite: bool = False
     return rows
 
 
-def restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
+def restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Outcome:
     """Restore one picture of a folder; what goes wrong with it is the outcome."""
     try:
         result = restore_picture(job, path, place, resume=not overwrite)
@@ -97,11 +97,13 @@ def restore_guarded(job: Job, path: Path, place: Path, overwrite: bool) -> Row:
         if str(error).startswith("interrupted"):
             raise
         job.say(f"{path}: failed: {error}")
-        return Row(path.name, str(error))
+        return Outcome(path.name, str(error))
     except (InvguideError, OSError, RuntimeError, ValueError) as error:
         job.say(f"{path}: failed: {error}")
-        return Row(path.name, str(error).splitlines()[0])
+        return Outcome(path.name, str(error).splitlines()[0])
     if result is None:
-        return Row(path.name, "done already")
+        return Outcome(path.name, "done already")
     chi2 = result.chi2[torch.isfinite(result.chi2)]
-    return Row(path.name, "restored", float(chi2.mean()) if len(chi2) else None, result.seconds)
+    return Outcome(
+        path.name, "restored", float(chi2.mean()) if len(chi2) else None, result.seconds
+    )

@@ -22,7 +22,7 @@ from invguide.blackbox.pool import evaluate
 from invguide.blackbox.work import Reply
 from invguide.blackbox.workers import ByValue, Foreign, Pool, Processes, pack
 from invguide.errors import InputError, require
-from invguide.restoration.folder import Row, plan_folder, restore_guarded
+from invguide.restoration.folder import Outcome, plan_folder, restore_guarded
 from invguide.restoration.precision import fastest_precision
 from invguide.restoration.settings import Job, Settings
 from invguide.system.progress import progress_bar
@@ -94,7 +94,7 @@ def restore_on_workers(
     workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
-) -> list[Row]:
+) -> list[Outcome]:
     """Restore every picture of a folder as `restore_folder` does, on local processes or dask.
 
     Results are those of one process to rounding: sums over another number of threads are added in another order.
@@ -123,10 +123,10 @@ def restore_on_workers(
 
 def restore_all(
     pool: Pool, places: dict[Path, Path], say: Callable[[str], None], progress: bool
-) -> list[Row]:
+) -> list[Outcome]:
     """Have the workers restore each picture; lines and notes are printed picture by picture, as they are done."""
     pictures = list(places)
-    rows: dict[int, Row] = {}
+    rows: dict[int, Outcome] = {}
     inputs = [np.array([str(path), str(place)]) for path, place in places.items()]
     with progress_bar(len(pictures), "pictures", progress) as bar:
 
@@ -141,7 +141,7 @@ def restore_all(
     return [rows[index] for index in range(len(pictures))]
 
 
-def _row(path: Path, reply: Reply, head: str, say: Callable[[str], None]) -> Row:
+def _row(path: Path, reply: Reply, head: str, say: Callable[[str], None]) -> Outcome:
     """Print what a worker said about a picture, and return how it fared."""
     state, value, text, _ = reply
     if state == "bad":  # the settings do not fit the worker, whatever the picture
@@ -153,11 +153,11 @@ def _row(path: Path, reply: Reply, head: str, say: Callable[[str], None]) -> Row
             say(line)
         for message, filename, line in answer["notes"]:
             warnings.warn_explicit(message, UserWarning, filename, line)
-        return Row(**answer["row"])
+        return Outcome(**answer["row"])
     if state == "lost worker":
         text = f"its worker died, twice: {text}"
     say(f"{path}: failed: {text}")
-    return Row(path.name, text)
+    return Outcome(path.name, text)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from invguide.engine.identity import fingerprint
+from invguide.engine.run_identity import fingerprint
 
 
 def describe(reward: Any) -> str:

@@ -16,7 +16,7 @@ from invguide.sampling.step_size import adaptive_strength, open_variance, share_
 LINE = (0.25, 0.5, 0.75, 1.0)
 
 
-class Seen(NamedTuple):
+class Evaluated(NamedTuple):
     """The target at D and at its candidates; what failed, or overflowed, is NaN."""
 
     log_prob: Tensor  # at D, (B,)
@@ -51,11 +51,11 @@ def evaluate_each(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
     return log_prob.reshape(rows, count), chi2.reshape(rows, count)
 
 
-def look_around(problem: Problem, x0: Tensor, offsets: Tensor) -> Seen:
+def evaluate_around(problem: Problem, x0: Tensor, offsets: Tensor) -> Evaluated:
     """Evaluate the target at x0 (B, *shape) and at x0 + offsets (B, K, *shape)."""
     log_prob, chi2 = evaluate_each(problem, torch.cat([x0[:, None], x0[:, None] + offsets], 1))
     near = torch.where(chi2[:, 0].isnan(), chi2[:, 1:].nanmean(1), chi2[:, 0])
-    return Seen(log_prob[:, 0], near, log_prob[:, 1:])
+    return Evaluated(log_prob[:, 0], near, log_prob[:, 1:])
 
 
 def mean_direction(weights: Tensor, directions: Tensor, count: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def mean_direction(weights: Tensor, directions: Tensor, count: Tensor) -> Tensor
 def climb(
     problem: Problem,
     denoised: Tensor,
-    seen: Seen,
+    seen: Evaluated,
     estimate: Slope,
     gradient: Tensor,
     a: float,

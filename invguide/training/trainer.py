@@ -95,6 +95,7 @@ def validate(
     return table
 
 
+# Longer than 60 lines: one training run from start to checkpoint.
 def train(
     network: nn.Module,
     crops: Crops,

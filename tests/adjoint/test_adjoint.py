@@ -472,14 +472,14 @@ def test_states_that_are_kept(every: int, states: int):
             most = max(most, sum(ref() is not None for ref in seen))
             return super().denoise(x, sigma, **condition)
 
-    class Row(tableaus.Row):
+    class Planted(tableaus.Combination):
         def __call__(self, *arguments) -> Tensor:
             end = super().__call__(*arguments)
             seen.append(weakref.ref(end))
             return end
 
     prior = Watched(torch.zeros(3), torch.eye(3))
-    steps = [s._replace(end=Row(*s.end)) for s in make_steps(levels(12), "euler")]
+    steps = [s._replace(end=Planted(*s.end)) for s in make_steps(levels(12), "euler")]
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     end = adjoint._apply(lambda p, s: prior.denoise(p, s), steps, every, (), x)
     end.sum().backward()

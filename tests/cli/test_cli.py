@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from invguide.diagnostics.metrics import psnr
-from invguide.images.reading import encode_png, read_picture, write_picture
+from invguide.images.reading import read_picture
+from invguide.images.writing import encode_png, write_picture
 from invguide.operators import GaussianBlur, Grayscale
 from invguide.priors.checkpoints.embedded import EMBEDDED, load_embedded, weights_path
 from invguide.restoration import measure

@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from invguide.errors import InputError
-from invguide.images.reading import Picture, encode_png, read_picture, write_picture
+from invguide.images.reading import Picture, read_picture
+from invguide.images.writing import encode_png, write_picture
 
 
 def pixels(channels: int, kind: type = np.uint8, size: tuple[int, int] = (33, 46)) -> np.ndarray:
@@ -202,7 +203,7 @@ def test_alpha_follows_the_size():
     alpha = np.zeros((8, 8), np.uint8)
     alpha[:, 4:] = 200
     picture = Picture(torch.rand(1, 3, 8, 8), alpha)
-    from invguide.images.reading import _resize_alpha
+    from invguide.images.writing import _resize_alpha
 
     larger = _resize_alpha(alpha, (32, 32))
     assert larger.shape == (32, 32)

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from invguide.images.known_pixels import put_back, stay_by_default
-from invguide.images.reading import encode_png, read_picture
+from invguide.images.reading import read_picture
+from invguide.images.writing import encode_png
 from invguide.numerics import harmonic
 from invguide.numerics.harmonic import harmonic_extension
 from invguide.restoration.demo import PHOTO

@@ -20,7 +20,8 @@ from invguide.errors import CheckpointError, InputError
 from invguide.images import picture_files
 from invguide.images import reading as images
 from invguide.images.picture_files import FORMATS, readable
-from invguide.images.reading import read_picture, write_picture
+from invguide.images.reading import read_picture
+from invguide.images.writing import write_picture
 from invguide.priors.checkpoints import embedded
 from invguide.priors.networks.unet import UNet
 from invguide.priors.wrappers.padding import Padded

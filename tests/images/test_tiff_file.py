@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from invguide.cli.commands import app
 from invguide.errors import InputError
 from invguide.images import picture_files
-from invguide.images.reading import Picture, read_picture, write_picture
+from invguide.images.reading import Picture, read_picture
+from invguide.images.writing import write_picture
 
 SIZE = (37, 45)  # no multiple of a tile or a strip
 LAYOUTS = {

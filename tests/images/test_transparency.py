@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from invguide.images.reading import Picture, encode_png, read_picture
+from invguide.images.reading import Picture, read_picture
 from invguide.images.transparency import visible, without_hidden_colours
+from invguide.images.writing import encode_png
 from invguide.restoration.demo import PHOTO
 from tiny import run
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.engine.identity import describe_prior
+from invguide.engine.run_identity import describe_prior
 from invguide.errors import InputError, ShapeError
 from invguide.numerics.linear import per_sample
 from invguide.operators import GaussianBlur

@@ -12,7 +12,8 @@ from torch import Tensor
 import invguide as ig
 from invguide.diagnostics.metrics import psnr
 from invguide.images.noise_level import estimate_noise
-from invguide.images.reading import read_picture, write_picture
+from invguide.images.reading import read_picture
+from invguide.images.writing import write_picture
 from invguide.numerics.linear import per_sample
 from invguide.prior import Prior
 from invguide.restoration import measure

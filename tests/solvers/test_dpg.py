@@ -17,7 +17,7 @@ from invguide.operators import Identity
 from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
-from invguide.sampling.zeroth_order import Seen, Slope
+from invguide.sampling.zeroth_order import Evaluated, Slope
 from invguide.solvers import DPG, Unconditional, dpg
 from invguide.solvers.dpg import policy_slope, running_temperature
 from invguide.verify.targets import Target, gaussian_2d
@@ -121,7 +121,7 @@ def test_huge_values_do_not_overflow_and_failures_are_left_out() -> None:
 def test_temperature_is_a_running_mean_per_sample() -> None:
     """m chi2 / 2 with a measurement, the spread of the candidates without; its first value as it is."""
     values = torch.tensor([[0.0, 2.0, 4.0], [1.0, 1.0, torch.nan], [torch.nan] * 3], dtype=F64)
-    seen = Seen(torch.zeros(3), torch.tensor([3.0, 5.0, torch.nan], dtype=F64), values)
+    seen = Evaluated(torch.zeros(3), torch.tensor([3.0, 5.0, torch.nan], dtype=F64), values)
     first = running_temperature(torch.zeros(3, dtype=F64), seen, 10.0)
     assert torch.allclose(first, torch.tensor([15.0, 25.0, 0.0], dtype=F64))
     later = running_temperature(torch.tensor([1.0, 2.0, 3.0], dtype=F64), seen, 10.0)

@@ -19,7 +19,7 @@ import invguide as ig
 from invguide import driver
 from invguide.engine import checkpoint as checkpoints
 from invguide.engine.checkpoint import load_checkpoint, packed
-from invguide.engine.identity import Identity, run_identity
+from invguide.engine.run_identity import Identity, run_identity
 from invguide.errors import CheckpointError, InputError
 from invguide.operators import Identity as Same
 from invguide.problem.problem import Problem
