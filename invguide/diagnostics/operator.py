@@ -12,16 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from invguide.diagnostics import numbers
 from invguide.diagnostics.check import FAILS, NOTE, OK, OperatorCheck, Property
-from invguide.diagnostics.numbers import (
-    brief,
-    difference,
-    finite,
-    ratio,
-    relative,
-    rounded,
-    signals,
-)
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.numerics.linear import InnerSolves, counted_solves, inner, norm
 from invguide.renamed import old_names
@@ -40,7 +32,7 @@ def certify(
     Raises:
         InputError: Neither shape nor x is given, or both.
     """
-    x, generator = signals(shape, x, count=2, seed=seed)
+    x, generator = numbers.signals(shape, x, count=2, seed=seed)
     home = next((t.device for t in (*operator.parameters(), *operator.buffers())), x.device)
     return Examination(operator, x.to(home), generator).run()
 
@@ -155,7 +147,7 @@ class Examination:
                 )
                 self.add(name, None, self._late(work))
             except Exception as error:
-                self.add(name, False, f"raises {brief(error)}")
+                self.add(name, False, f"raises {numbers.brief(error)}")
 
     def _late(self, why: str) -> str:
         return f"not examined: a check takes at most {self.seconds:g} s, and {why}"
@@ -168,7 +160,7 @@ class Examination:
         try:
             y = self._timed_call(x)
         except Exception as error:
-            reason = brief(error)
+            reason = numbers.brief(error)
             x = self.x.float()
             try:
                 y = self._timed_call(x)
@@ -183,12 +175,12 @@ class Examination:
         dtype = str(y.dtype).removeprefix("torch.")
         self.add("runs", True, f"{tuple(x.shape[1:])} -> {tuple(y.shape[1:])}, {dtype}")
         y = y.detach()
-        if not self.add("finite", *finite(y)):
+        if not self.add("finite", *numbers.finite(y)):
             return None
         if x.dtype == torch.float32:
             self.tolerance = 1e-4
             self.add("precision", None, f"float32 only; float64 raises {reason}")
-        elif rounded(y) > 0.01:
+        elif numbers.rounded(y) > 0.01:
             self.tolerance = 1e-4
             self.add("precision", None, "float32 inside, whatever x is")
         else:
@@ -205,23 +197,25 @@ class Examination:
         try:
             y = self.operator(x[:1].clone())
         except Exception:
-            self.add("runs", False, f"raises {brief(error)}")
+            self.add("runs", False, f"raises {numbers.brief(error)}")
         else:
             self.add("runs", True, "one sample at a time")
-            self.add("finite", *finite(y))
-            self.add("rows independent", False, f"a batch of {len(x)} raises {brief(error)}")
+            self.add("finite", *numbers.finite(y))
+            self.add(
+                "rows independent", False, f"a batch of {len(x)} raises {numbers.brief(error)}"
+            )
 
     def repetition(self, y: Tensor) -> None:
         x = self.x.clone()
         again = self.operator(x).detach()
         changed = not torch.equal(x, self.x)
         self.add("input unchanged", not changed, "x is changed in place" if changed else "yes")
-        self.add("deterministic", *difference(again, y, 0.1 * self.tolerance))
+        self.add("deterministic", *numbers.difference(again, y, 0.1 * self.tolerance))
         alone = torch.cat([self.operator(row.clone()[None]).detach() for row in self.x])
         # Another companion: rows that share a quantity may still agree on the batch itself.
         crowd = self.operator(torch.cat([self.x, self.x.flip(0) * 0.5 + 0.1])).detach()[: len(y)]
-        worst = max(((alone, y), (crowd, y)), key=lambda pair: relative(*pair))
-        self.add("rows independent", *difference(*worst, self.tolerance))
+        worst = max(((alone, y), (crowd, y)), key=lambda pair: numbers.relative(*pair))
+        self.add("rows independent", *numbers.difference(*worst, self.tolerance))
         x = self.x.clone()
         if self.operator(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             self.add("own memory", None, "y shares the memory of x")
@@ -233,10 +227,10 @@ class Examination:
             image_u, image_v = self.operator(u).detach(), self.operator(v).detach()
             combined = self.operator(0.7 * u - 1.3 * v).detach()
         except Exception as error:  # a nonlinear operator may refuse values beyond the data
-            self.add("linear", False if declared else None, f"raises {brief(error)}")
+            self.add("linear", False if declared else None, f"raises {numbers.brief(error)}")
             return
         defect = norm(combined - 0.7 * image_u + 1.3 * image_v)
-        error = ratio(defect, norm(image_u) + norm(image_v)).max().item()
+        error = numbers.ratio(defect, norm(image_u) + norm(image_v)).max().item()
         linear = error <= self.tolerance
         if declared:
             self.add("linear", linear, f"relative defect {error:.1e}")
@@ -254,7 +248,11 @@ class Examination:
             if y.grad_fn is not None:
                 (gradient,) = torch.autograd.grad(y, x, self.normal(y.detach()))
         except Exception as error:
-            self.add("differentiable", not self.operator.differentiable, f"raises {brief(error)}")
+            self.add(
+                "differentiable",
+                not self.operator.differentiable,
+                f"raises {numbers.brief(error)}",
+            )
             return
         declared = self.operator.differentiable  # a callable knows only after its first call
         if gradient is None:
@@ -283,7 +281,7 @@ class Examination:
         with torch.no_grad():
             change = (self.operator(self.x + move) - self.operator(self.x - move)) / (2 * step)
         size = norm(change) * norm(weights)
-        error = ratio((automatic - inner(weights, change)).abs(), size).max().item()
+        error = numbers.ratio((automatic - inner(weights, change)).abs(), size).max().item()
         text = f"relative to central differences {error:.1e}"
         if error <= limit:
             self.add("differentiable", True, text)
@@ -301,7 +299,7 @@ class Examination:
                 shapes = f"has shape {tuple(back.shape[1:])} for x {tuple(u.shape[1:])}"
                 self.add("adjoint", False, shapes)
                 return
-            error = ratio((inner(image, v) - inner(u, back)).abs(), norm(image) * norm(v))
+            error = numbers.ratio((inner(image, v) - inner(u, back)).abs(), norm(image) * norm(v))
             worst = max(worst, error.max().item())
         self.add("adjoint", worst <= self.tolerance, f"|<Au,v> - <u,A*v>| / |Au||v| = {worst:.1e}")
 
@@ -312,9 +310,9 @@ class Examination:
             return
         z = self.normal(svd.V_adjoint(self.x)) * (svd.s != 0)
         error = max(
-            relative(svd.U(svd.s * svd.V_adjoint(self.x)), y),
-            relative(svd.V_adjoint(svd.V(z)), z),
-            relative(svd.U_adjoint(svd.U(z)), z),
+            numbers.relative(svd.U(svd.s * svd.V_adjoint(self.x)), y),
+            numbers.relative(svd.V_adjoint(svd.V(z)), z),
+            numbers.relative(svd.U_adjoint(svd.U(z)), z),
         )
         low, high = svd.s.abs().min().item(), svd.s.abs().max().item()
         text = f"relative error {error:.1e}; singular values {low:.2g} to {high:.2g}"
@@ -323,16 +321,16 @@ class Examination:
     def solve(self, operator: LinearOperator, y: Tensor) -> None:
         ridge = 1e-2 * (norm(operator.adjoint(y)) / norm(y)).square().mean().item()
         solution = operator.solve(y, ridge)
-        error = relative(operator(operator.adjoint(solution)) + ridge * solution, y)
+        error = numbers.relative(operator(operator.adjoint(solution)) + ridge * solution, y)
         self.add("solve", error <= max(1e-5, self.tolerance), f"relative residual {error:.1e}")
 
     def pinv(self, operator: LinearOperator, y: Tensor) -> None:
-        error = relative(operator(operator.pinv(y)), y)
+        error = numbers.relative(operator(operator.pinv(y)), y)
         good = True if error <= max(1e-5, self.tolerance) else None
         self.add("pinv", good, f"|A A^+ A x - A x| / |A x| = {error:.1e}")
 
     def scale(self, y: Tensor) -> None:
-        gain = ratio(norm(y), norm(self.x)).max().item()
+        gain = numbers.ratio(norm(y), norm(self.x)).max().item()
         parts = torch.view_as_real(y) if y.is_complex() else y
         span = f"values {parts.min():.3g} to {parts.max():.3g}"
         self.add("scale", True, f"|A x| / |x| = {gain:.3g}; {span}")
