@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from invguide.cli.terminal import RUN_FAILED, Device, Seed, command, pairs
+from invguide.cli.pages import measurement
+from invguide.cli.terminal import Device, Seed, pairs
 
 bench = typer.Typer(
     help="Print quality, calibration and speed.", no_args_is_help=True, rich_markup_mode=None
@@ -42,7 +43,7 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value}
 
 
-@command("restore", bench)
+@measurement("restore", bench, "Restoration")
 def bench_restore(
     data: Data,
     size: Size = 128,
@@ -60,17 +61,20 @@ def bench_restore(
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Restore photos with every solver, and with total variation at its best weight."""
+) -> Any:
+    """Restore photos with every solver, and with total variation at its best weight.
+
+    Whether a prior is worth its network calls: quality in PSNR and SSIM, and whether the answers explain the data.
+    """
     from invguide.bench import restore as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
     settings["precision"] = precision
     settings |= _given(solvers=solver, tasks=task)
-    print(run(data, **settings, samples=samples, tv=tv, out=out, seed=seed, device=device))
+    return run(data, **settings, samples=samples, tv=tv, out=out, seed=seed, device=device)
 
 
-@command("denoise", bench)
+@measurement("denoise", bench, "Denoising")
 def bench_denoise(
     data: Data,
     size: Size = 128,
@@ -89,17 +93,20 @@ def bench_denoise(
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Remove noise of known level with one network call, and with CBM3D and total variation."""
+) -> Any:
+    """Remove noise of known level with one network call, and with CBM3D and total variation.
+
+    Where the measurement is the signal itself, the network's own denoiser is the posterior mean, in one call.
+    """
     from invguide.bench import denoise as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "prior": prior}
     settings |= {"precision": precision, "tv": tv, "out": out}
     settings |= _given(levels=level, solvers=solver)
-    print(run(data, **settings, seed=seed, device=device))
+    return run(data, **settings, seed=seed, device=device)
 
 
-@command("photons", bench)
+@measurement("photons", bench, "Photon counts")
 def bench_photons(
     data: Data,
     size: Size = 128,
@@ -118,17 +125,20 @@ def bench_photons(
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Denoise photos of few photons on black, also with CBM3D after the Anscombe transform."""
+) -> Any:
+    """Denoise photos of few photons on black, also with CBM3D after the Anscombe transform.
+
+    The noise of counts grows with the signal; the transform makes it even, so that one network call will do.
+    """
     from invguide.bench import photons as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "prior": prior}
     settings |= {"precision": precision, "samples": samples, "out": out}
     settings |= _given(counts=count, solvers=solver)
-    print(run(data, **settings, seed=seed, device=device))
+    return run(data, **settings, seed=seed, device=device)
 
 
-@command("calibration", bench)
+@measurement("calibration", bench, "Calibration")
 def bench_calibration(
     data: Data,
     size: Size = 128,
@@ -142,17 +152,20 @@ def bench_calibration(
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Compare the error of the mean of the samples with the one that their spread predicts."""
+) -> Any:
+    """Compare the error of the mean of the samples with the one that their spread predicts.
+
+    Samples of the right posterior are as far from each other as the truth is from them: the ratio is then 1.
+    """
     from invguide.bench import calibration as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
     settings["precision"] = precision
     settings |= _given(solver=solver, tasks=task)
-    print(run(data, **settings, samples=samples, out=out, seed=seed, device=device))
+    return run(data, **settings, samples=samples, out=out, seed=seed, device=device)
 
 
-@command("steps", bench)
+@measurement("steps", bench, "Numbers of steps")
 def bench_steps(
     data: Data,
     size: Size = 128,
@@ -168,16 +181,19 @@ def bench_steps(
     out: Kept = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Restore photos by HQS with several numbers of network calls, beside the number that auto takes."""
+) -> Any:
+    """Restore photos by HQS with several numbers of network calls, beside the number that auto takes.
+
+    More calls cost time and need not give better pictures.
+    """
     from invguide.bench import steps as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
     settings |= {"precision": precision, "out": out, **_given(tasks=task, numbers=steps)}
-    print(run(data, **settings, seed=seed, device=device))
+    return run(data, **settings, seed=seed, device=device)
 
 
-@command("tasks", bench)
+@measurement("tasks", bench, "Cost of a command")
 def bench_tasks(
     data: Data,
     size: Size = 128,
@@ -193,14 +209,17 @@ def bench_tasks(
     against: Annotated[
         Path | None, typer.Option(help="Folder of another checkout, to compare with.")
     ] = None,
-) -> None:
-    """Time the command `restore` task by task, with the environment of a user, and beside other work."""
+) -> Any:
+    """Time the command `restore` task by task, with the environment of a user, and beside other work.
+
+    What a user waits for is the whole command, its start included.
+    """
     from invguide.bench import tasks as run
 
-    print(run(data, size=size, photos=photos, against=against, **_given(tasks=task, busy=busy)))
+    return run(data, size=size, photos=photos, against=against, **_given(tasks=task, busy=busy))
 
 
-@command("jpeg", bench)
+@measurement("jpeg", bench, "JPEG files")
 def bench_jpeg(
     data: Data,
     size: Size = 128,
@@ -218,16 +237,19 @@ def bench_jpeg(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Save photos as JPEG, restore the files, and compare with them."""
+) -> Any:
+    """Save photos as JPEG, restore the files, and compare with them.
+
+    A JPEG file stores each coefficient to half a quantisation step, which a restoration has to respect.
+    """
     from invguide.bench import jpeg as run
 
     settings = _given(qualities=quality, settings=pairs(set_, "--set", "lam=0.5"))
     settings |= {"size": size, "photos": photos, "prior": prior, "precision": precision}
-    print(run(data, **settings, solver=solver, seed=seed, device=device))
+    return run(data, **settings, solver=solver, seed=seed, device=device)
 
 
-@command("noise", bench)
+@measurement("noise", bench, "Estimates of the noise level")
 def bench_noise(
     data: Data,
     size: Size = 256,
@@ -244,57 +266,66 @@ def bench_noise(
         typer.Option(help="PNG, 'JPEG 90 4:2:0', letterboxed, clipped, ... [all]."),
     ] = None,
     seed: Seed = 0,
-) -> None:
-    """Estimate the noise of photos, as --sigma-y auto does, against the noise put in and other estimators."""
+) -> Any:
+    """Estimate the noise of photos, as --sigma-y auto does, against the noise put in and other estimators.
+
+    A wrong noise level is the most common cause of a poor restoration.
+    """
     from invguide.bench import noise as run
 
     chosen = _given(levels=level, kinds=kind)
-    print(run(data, size=size, photos=photos, folder=folder, **chosen, seed=seed))
+    return run(data, size=size, photos=photos, folder=folder, **chosen, seed=seed)
 
 
-@command("bad-calls", bench)
+@measurement("bad-calls", bench, "Wrong calls", failed=lambda tally: bool(tally.faults))
 def bench_bad_calls(
     count: Annotated[int, typer.Option(help="Of calls.")] = 2000,
     show: Annotated[bool, typer.Option(help="Print each call before it is made.")] = False,
     seed: Seed = 0,
-) -> None:
-    """Call the whole public interface wrongly: every call has to be refused in words, or make sense."""
+) -> Any:
+    """Call the whole public interface wrongly: every call has to be refused in words, or make sense.
+
+    A mistake should be told by a sentence that names the value, not by an error deep inside or a wrong result.
+    """
     from invguide.bench import bad_calls as run
     from invguide.bench.bad_calls import targets
     from invguide.bench.bad_methods import method_targets
 
-    tally = run(count, seed, print if show else None, [*targets(), *method_targets()])
-    print(tally)
-    if tally.faults:
-        raise typer.Exit(RUN_FAILED)
+    return run(count, seed, print if show else None, [*targets(), *method_targets()])
 
 
-@command("checks", bench)
+@measurement("checks", bench, "Cost of the checks of arguments")
 def bench_checks(
     calls: Annotated[int, typer.Option(help="Of a method, in one measurement.")] = 300,
     repeats: Annotated[int, typer.Option(help="Measurements of each kind.")] = 15,
-) -> None:
-    """Time the checks of public methods, from outside and as a run pays for them."""
+) -> Any:
+    """Time the checks of public methods, from outside and as a run pays for them.
+
+    A wrong argument has to be refused at the door, and a run, which is checked once, must not pay for it.
+    """
     from invguide.bench import entry_checks as run
 
-    print(run(calls=calls, repeats=repeats))
+    return run(calls=calls, repeats=repeats)
 
 
-@command("driver", bench)
+@measurement("driver", bench, "Cost of the driver")
 def bench_driver(
     prior: PriorName = "natural",
     steps: Annotated[int, typer.Option(help="Of a run.")] = 50,
     repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 9,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Time DPS under the driver, and the same calls in a bare loop."""
+) -> Any:
+    """Time DPS under the driver, and the same calls in a bare loop.
+
+    The driver draws random numbers, counts calls and checks every state; that must cost little beside the network.
+    """
     from invguide.bench import driver as run
 
-    print(run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device))
+    return run(prior=prior, steps=steps, repeats=repeats, seed=seed, device=device)
 
 
-@command("priors", bench)
+@measurement("priors", bench, "Time and memory of a network")
 def bench_priors(
     prior: Annotated[
         str,
@@ -311,41 +342,50 @@ def bench_priors(
     repeats: Annotated[int, typer.Option(help="Calls that are timed.")] = 5,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Time a network and its gradient, plain and in half precision, compiled, and with low memory."""
+) -> Any:
+    """Time a network and its gradient, plain and in half precision, compiled, and with low memory.
+
+    Nearly all the time and memory of a run are those of the network.
+    """
     from invguide.bench import priors as run
 
     settings: dict[str, Any] = {"size": size, "compile": compile, "repeats": repeats}
     settings |= _given(batches=batch)
-    print(run(prior=prior, **settings, seed=seed, device=device))
+    return run(prior=prior, **settings, seed=seed, device=device)
 
 
-@command("blackbox", bench)
+@measurement("blackbox", bench, "Calls of a black box")
 def bench_blackbox(
     workers: Annotated[int, typer.Option(help="Processes, to compare with one.")] = 4,
     milliseconds: Annotated[float, typer.Option(help="That a call sleeps.")] = 50.0,
     calls: Annotated[int, typer.Option(help="In a batch.")] = 80,
     repeats: Annotated[int, typer.Option(help="Batches of each kind.")] = 3,
-) -> None:
-    """Count calls of a sleeping simulator on workers, and time what a call costs beyond its own."""
+) -> Any:
+    """Count calls of a sleeping simulator on workers, and time what a call costs beyond its own.
+
+    Workers should be busy all the time, and the cost of a call that of the simulator.
+    """
     from invguide.bench import blackbox as run
 
-    print(run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats))
+    return run(workers=workers, milliseconds=milliseconds, calls=calls, repeats=repeats)
 
 
-@command("mixtures", bench)
+@measurement("mixtures", bench, "Black-box posteriors with many modes")
 def bench_mixtures(
     problems: Annotated[int, typer.Option(help="Of each size.")] = 20,
     ensemble: Annotated[int, typer.Option(help="Members of every ensemble.")] = 400,
     seed: Seed = 0,
-) -> None:
-    """Average distances to black-box posteriors with 25 modes, in 8 and 80 dimensions."""
+) -> Any:
+    """Average distances to black-box posteriors with 25 modes, in 8 and 80 dimensions.
+
+    Methods without gradients have to find far modes, and weigh them; one problem is one throw of the dice.
+    """
     from invguide.bench import mixtures as run
 
-    print(run(problems=problems, ensemble=ensemble, seed=seed))
+    return run(problems=problems, ensemble=ensemble, seed=seed)
 
 
-@command("adjoint", bench)
+@measurement("adjoint", bench, "Cost of a gradient through a roll-out")
 def bench_adjoint(
     prior: Annotated[
         str | None, typer.Option(help="As for `restore` [a U-Net with random weights].")
@@ -361,28 +401,34 @@ def bench_adjoint(
     repeats: Annotated[int, typer.Option(help="Runs that are timed.")] = 1,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Measure memory, time and error of gradients through roll-outs, against the usual ways to get them."""
+) -> Any:
+    """Measure memory, time and error of gradients through roll-outs, against the usual ways to get them.
+
+    A gradient through n network calls should be exact, and take the memory of one.
+    """
     from invguide.bench import adjoint as run
 
     settings = _given(prior=prior, methods=method, steps=steps)
-    print(run(**settings, size=size, width=width, repeats=repeats, seed=seed, device=device))
+    return run(**settings, size=size, width=width, repeats=repeats, seed=seed, device=device)
 
 
-@command("guidance", bench)
+@measurement("guidance", bench, "Guidance through several steps")
 def bench_guidance(
     instances: Annotated[int, typer.Option(help="Random mixtures of each kind.")] = 10,
     points: Annotated[int, typer.Option(help="Of each, for the mean angles.")] = 100,
     samples: Annotated[int, typer.Option(help="Of each, for the distances.")] = 500,
     seed: Seed = 0,
-) -> None:
-    """Compare guidance through 1 to 16 inner steps with the exact one, on mixtures."""
+) -> Any:
+    """Compare guidance through 1 to 16 inner steps with the exact one, on mixtures.
+
+    Whether a gradient through more steps is worth its network calls, where the exact gradient is known.
+    """
     from invguide.bench import guidance as run
 
-    print(run(instances=instances, points=points, samples=samples, seed=seed))
+    return run(instances=instances, points=points, samples=samples, seed=seed)
 
 
-@command("peers", bench)
+@measurement("peers", bench, "DPS against deepinv")
 def bench_peers(
     data: Data,
     size: Size = 64,
@@ -394,15 +440,18 @@ def bench_peers(
     repeats: Annotated[int, typer.Option(help="Pairs of runs that are timed.")] = 5,
     seed: Seed = 0,
     device: Device = "auto",
-) -> None:
-    """Run DPS of this package and of deepinv on the same measurements."""
+) -> Any:
+    """Run DPS of this package and of deepinv on the same measurements.
+
+    One algorithm, two packages, the same prior: quality should agree, and time should not be worse.
+    """
     from invguide.bench import peers as run
 
     settings: dict[str, Any] = {"size": size, "photos": photos, "noise": noise, "prior": prior}
-    print(run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device))
+    return run(data, **settings, task=task, steps=steps, repeats=repeats, seed=seed, device=device)
 
 
-@command("physics", bench)
+@measurement("physics", bench, "The physics of deepinv")
 def bench_physics(
     class_: Annotated[
         list[str] | None,
@@ -410,8 +459,11 @@ def bench_physics(
     ] = None,
     solver: Annotated[str, typer.Option(help="As for `restore`.")] = "auto",
     seed: Seed = 0,
-) -> None:
-    """Send every physics of deepinv through `solve`, and compare the answers with dense algebra."""
+) -> Any:
+    """Send every physics of deepinv through `solve`, and compare the answers with dense algebra.
+
+    A forward model of another package has to work as it is, or be refused in words.
+    """
     from invguide.bench import physics as run
 
-    print(run(**_given(classes=class_), solver=solver, seed=seed))
+    return run(**_given(classes=class_), solver=solver, seed=seed)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from invguide.cli.options import Condition, Prompt, prior_settings
+from invguide.cli.pages import measurement
 from invguide.cli.terminal import RUN_FAILED, Device, Seed, app, command, pairs
 
 
@@ -64,7 +65,7 @@ def doctor(
         raise typer.Exit(RUN_FAILED)
 
 
-@command("verify", app)
+@measurement("verify", app, "Distance to exact posteriors")
 def verify(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[SOLVER]...", help="Which solvers [all].")
@@ -79,8 +80,11 @@ def verify(
     steps: Annotated[int | None, typer.Option(help="Of every solver [their defaults].")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
-) -> None:
-    """Print the distance of each solver to exact posteriors, and of black-box methods to exact laws."""
+) -> str:
+    """Measure the distance of each solver to exact posteriors, and of black-box methods to exact laws.
+
+    On Gaussians and mixtures the posterior is known in closed form, so that the bias of a solver shows.
+    """
     import invguide.solvers  # noqa: F401  fills the registry
     from invguide.api import make_solver
     from invguide.solver import Solver
@@ -93,4 +97,4 @@ def verify(
     )
     chosen = [make_solver(name, **changed) for name in names or all_of_them]
     tables = conformance(chosen, target or (), samples, ensemble, seed, device=device)
-    print("\n\n".join(map(str, tables)))
+    return "\n\n".join(map(str, tables))
