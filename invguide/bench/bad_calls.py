@@ -313,7 +313,12 @@ class Tally:
         rows = [[name, *(str(c[k]) for k in kinds)] for name, c in sorted(self.counts.items())]
         total = sum(self.counts.values(), Counter())
         rows.append(["all", *(str(total[k]) for k in kinds)])
-        return "\n".join([markdown(["called", *kinds], rows), *self.faults])
+        note = (
+            "Refused: by an error of this package, in words. Taken: what came of it is finite and has its shape. Raw: "
+            "another error. Wrong: what came of it cannot be used. Hung: no answer in time. The last three are faults."
+        )
+        faults = [f"- {fault}" for fault in self.faults]
+        return "\n\n".join([markdown(["called", *kinds], rows), note, *faults])
 
 
 def bad_calls(

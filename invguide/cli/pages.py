@@ -93,5 +93,6 @@ def _as_given(context: typer.Context, settings: Mapping[str, Any]) -> str:
             continue
         for one in value if isinstance(value, list | tuple) else [value]:
             text = one.name if isinstance(one, Path) else str(one)
+            text = text.removesuffix(".0") if isinstance(one, float) else text
             words += [option, text] if option else [text]
     return shlex.join(words)
