@@ -75,5 +75,3 @@ def needed(requires: Requires) -> str:
     if requires.target == "none":
         return "any"
     return "linear" if requires.linear else "differentiable" if requires.gradient else "any"
-
-
