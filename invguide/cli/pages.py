@@ -7,7 +7,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -65,11 +65,8 @@ def measurement(
 
 def _add_parameters(shown: Callable[..., Any], function: Callable[..., Any]) -> None:
     """Let typer see the parameters of a function and, as keywords, the context and --page."""
-    hints = get_type_hints(function, include_extras=True)
-    own = [
-        p.replace(annotation=hints[name])
-        for name, p in inspect.signature(function).parameters.items()
-    ]
+    # Not typing.get_type_hints, which on Python 3.10 makes Optional of what has the default None.
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [
         inspect.Parameter("page", keyword, default=None, annotation=Page),

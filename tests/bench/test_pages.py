@@ -98,7 +98,9 @@ def test_faults_end_the_command_with_a_page(tmp_path: Path, monkeypatch: pytest.
 def test_verify_has_a_page_too(tmp_path: Path):
     page = tmp_path / "page.md"
     printed = run("verify", "diffpir", "--target", "gaussian-2d", "--steps", 3, "--page", page)
-    assert printed.strip() in page.read_text("utf-8")
+    rows = [line for line in printed.splitlines() if line.startswith("|")]  # no progress bar
+    assert len(rows) == 2 + 3
+    assert "\n".join(rows) in page.read_text("utf-8")
     assert "\n## `invguide verify diffpir --target gaussian-2d --steps 3`\n" in page.read_text(
         "utf-8"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -140,6 +141,7 @@ def test_python_runs(block: str, index: int, page: str, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", "\n".join([SMALL, block, after])],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # this checkout, whatever is installed
         capture_output=True,
         text=True,
         timeout=900,
