@@ -33,6 +33,7 @@ def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Completed
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # this checkout, whatever is installed
         capture_output=True,
         text=True,
         timeout=900,
