@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from invguide.cli import check, lists, restore  # noqa: F401  register their commands
+from invguide.cli import bench_photos, check, lists, restore  # noqa: F401  register their commands
 from invguide.cli.bench import bench
 from invguide.cli.terminal import RUN_FAILED, app
 from invguide.system.threads import be_passive
