@@ -24,21 +24,17 @@ SMALL = """
 import dataclasses
 import torch
 import invguide
-from invguide import api, driver, images
+from invguide import api, driver
 
 torch.manual_seed(0)
-read, load, run = images.read_picture, api.load_prior, driver.run
-
-def read_picture(path):
-    picture = read(path)
-    return dataclasses.replace(picture, values=picture.values[..., 64:112, 40:104].contiguous())
+photo, load, run = invguide.example_photo(), api.load_prior, driver.run
 
 def few_steps(solver, *arguments, **more):
     if solver.num_steps > 4:
         solver = dataclasses.replace(solver, num_steps=4)
     return run(solver, *arguments, **{**more, "progress": False})
 
-images.read_picture = read_picture
+invguide.example_photo = lambda: photo[..., 64:112, 40:104].contiguous()
 api.load_prior = invguide.load_prior = lambda name, **more: load("natural-tiny" if name == "natural" else name, **more)
 driver.run = few_steps
 """
