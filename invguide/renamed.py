@@ -142,6 +142,10 @@ NAMES = {
         "scaled_linear_betas": "priors.networks.clocks",
     },
     "problem": {"Guidance": "problem TargetGradient", "OPEN": "problem.problem"},
+    "sampling.zeroth_order": {
+        "Seen": "sampling.zeroth_order Evaluated",
+        "look_around": "sampling.zeroth_order evaluate_around",
+    },
     "restoration": {
         "Job": "restoration.settings",
         "Settings": "restoration.settings",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invguide.numerics.linear import inner, norm, per_sample
 from invguide.problem.problem import Problem
+from invguide.renamed import old_names
 from invguide.sampling.step_size import adaptive_strength, open_variance, share_to_top
 
 # Where along a full step the target is evaluated.
@@ -107,3 +108,6 @@ def fit_parabola(t: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
     normal = torch.where(enough[:, None, None], weighted @ powers, torch.eye(3).to(t))
     solution = torch.linalg.solve(normal, weighted @ heights[:, :, None])[:, :, 0]
     return solution[:, 1], torch.where(enough, solution[:, 2], 1.0)
+
+
+__getattr__ = old_names(__name__)
