@@ -55,6 +55,7 @@ def photo() -> tuple[ig.Prior, GaussianBlur, torch.Tensor]:
     return prior, blur, blur(ramp) + 0.05 * torch.randn(2, 3, 32, 32, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_batch_size_does_not_matter(
     solver: Solver, photo: tuple[ig.Prior, GaussianBlur, torch.Tensor]
@@ -145,6 +146,7 @@ torch.save(result.samples, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_kill_and_resume_and_two_processes_agree(tmp_path: Path) -> None:
     """kill -9 between two checkpoints of either sample; a second process finishes; a third ran undisturbed."""
 

@@ -41,6 +41,7 @@ def black(x: np.ndarray) -> np.ndarray:
     return -((x - CENTRE.numpy()) ** 2).sum(1) / (2 * WIDTH**2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["torch", "black box"])
 def test_measurement_and_reward_are_the_product_posterior(kind: str) -> None:

@@ -53,6 +53,7 @@ def test_every_class_has_an_example():
     assert older or not known - here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(examples()) if physics else [])
 def test_each_class_is_solved_or_refused(name: str):
     outcome = try_physics(name)
@@ -212,6 +213,7 @@ def test_parts_of_a_stack_that_do_not_fit_are_named():
 # ---- one set of parameters for each measurement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masks", "filters", "half spectra"])
 def test_each_measurement_has_its_own_parameters(name: str):
     kernels = signals(3, 1, 3, 3, seed=1) / 4
@@ -239,6 +241,7 @@ def test_each_measurement_has_its_own_parameters(name: str):
         assert (row - exact[0]).norm() < 1e-3 * exact.norm()
 
 
+@pytest.mark.slow
 def test_samples_of_several_measurements_keep_to_their_parameters():
     masks = (signals(3, 1, 8, 8, seed=2) > 0.4).float()
     model = physics.Inpainting((1, 8, 8), mask=masks, noise_model=physics.GaussianNoise(0.02))
@@ -318,6 +321,7 @@ NOISES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOISES)
 def test_noise_of_deepinv_agrees_with_its_law(name: str):
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import invguide as ig
-from invguide.adjoint import rollout as adjoint
+from invguide.adjoint import symplectic as adjoint
 from invguide.adjoint.symplectic import guide_through, rollout, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
 from invguide.numerics import tableaus

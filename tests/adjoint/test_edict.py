@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import invguide as ig
 from invguide.adjoint import edict
-from invguide.adjoint import rollout as adjoint
+from invguide.adjoint import symplectic as adjoint
 from invguide.adjoint.edict import Pair, invert, rollout, rollout_gradient, rollout_in
 from invguide.errors import InputError, ShapeError
 from invguide.prior import Prior

@@ -267,6 +267,7 @@ def test_generated_calls_are_refused_in_words_or_make_sense():
     assert not tally.faults, "\n".join(tally.faults)
 
 
+@pytest.mark.slow
 def test_generated_calls_of_methods_are_refused_in_words_or_make_sense():
     found = method_targets()
     assert {"operators.Blur.adjoint", "priors.Padded.eps", "noise.Rician.log_density"} <= {
@@ -279,6 +280,7 @@ def test_generated_calls_of_methods_are_refused_in_words_or_make_sense():
     assert not tally.faults, "\n".join(tally.faults)
 
 
+@pytest.mark.slow
 def test_the_generator_sees_faults_of_methods(monkeypatch: pytest.MonkeyPatch):
     """Without the checks, raw errors and numbers that are others than for a tensor come out."""
     monkeypatch.setattr(entries, "_INSIDE", contextvars.ContextVar("always", default=True))

@@ -258,6 +258,7 @@ def interrupted(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more:
     return arguments
 
 
+@pytest.mark.slow
 def test_interrupted_then_other_settings_then_truncated(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -77,6 +77,7 @@ def condat(
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "coupled"),
     [("blur", True), ("blur", False), ("super-resolution", False), ("inpainting", True)],
@@ -96,6 +97,7 @@ def test_tv_reaches_the_optimum_of_another_algorithm(name: str, coupled: bool):
     assert (objective(likelihood, wrong, 10.0, coupled) > 1.00002 * theirs).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_tv_has_converged_at_its_default_tolerance(name: str):
     truth, likelihood = problem(name)
@@ -164,6 +166,7 @@ def toy(data: Path, **more: object) -> dict:
 SOLVERS = ("auto", DPS(num_steps=3), "DiffPIR=1")
 
 
+@pytest.mark.slow
 def test_restore_table_and_resuming(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tasks = ("SR x2", "inpaint 70 %")
     table = bench.restore(**toy(data, solvers=SOLVERS, tasks=tasks, out=tmp_path))
@@ -381,6 +384,7 @@ def test_memory_is_counted():
     assert 10 * 4000 <= peak_memory(chain, torch.device("cpu")) <= 13 * 4000
 
 
+@pytest.mark.slow
 def test_adjoint_table():
     """Ours and checkpoints stay flat where full back-propagation doubles; only the continuous adjoint is inexact."""
     pytest.importorskip("torchdiffeq")

@@ -39,6 +39,7 @@ class _Hand:
         return z / 2
 
 
+@pytest.mark.slow
 def test_denoise_table(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(denoising, "find_spec", lambda name: name)
     monkeypatch.setattr(denoising, "import_module", lambda name: _Hand)

@@ -22,6 +22,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "photos.npz"
 
 
+@pytest.mark.slow
 def test_the_command_is_run_in_both_trees(data: Path) -> None:
     table = tasks(data, size=32, photos=1, tasks=["denoise"], against=ROOT, progress=False)
     there, here = table.figures["runs"]

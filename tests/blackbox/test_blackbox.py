@@ -265,6 +265,7 @@ def troubled(x: np.ndarray, folder: Path | None = None) -> np.ndarray:
     return smooth(x)
 
 
+@pytest.mark.slow
 def test_every_state(boxes: Callable[..., ig.BlackBox]):
     box = boxes(troubled, workers=2, timeout=PATIENCE, retries=1, max_failed=1.0)
     y = box(X)
@@ -644,6 +645,7 @@ print(box.summary()["calls"], box.summary()["cached"])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_client_resumes_without_repeating(tmp_path: Path, marks: Path):
     """Killed when twelve calls are kept and both workers are in the middle of another."""
     script = tmp_path / "client.py"
@@ -706,6 +708,7 @@ def identities(**values: float) -> list[str]:
     return [identity(function) for function in space["every"]]
 
 
+@pytest.mark.slow
 def test_identity_is_stable_between_processes_and_sees_changes():
     first = identities()
     assert len(set(first)) == len(first)
@@ -851,6 +854,7 @@ def sleep() -> str:
     return f"sleep 1000.{os.getpid()}"
 
 
+@pytest.mark.slow
 def test_commands_leave_nothing_behind(own_tmp: Path, sleep: str):
     script = own_tmp / "some.sh"
     script.write_text(

@@ -91,6 +91,7 @@ def test_a_killed_worker_costs_nothing(client: Any, tmp_path: Path):
     assert set(client.run(os.getpid).values()) != set(pids)
 
 
+@pytest.mark.slow
 def test_a_deadly_call_is_isolated(client: Any):
     def deadly(x: np.ndarray) -> np.ndarray:
         time.sleep(0.02)
@@ -133,6 +134,7 @@ def test_failures_and_repeated_calls(client: Any, tmp_path: Path):
     assert torch.equal(y[:11], ig.BlackBox(smooth)(X[:11]))
 
 
+@pytest.mark.slow
 def test_a_hung_call_is_given_up(client: Any):
     def hang(x: np.ndarray) -> float:
         if x[0] < -0.9:
@@ -145,6 +147,7 @@ def test_a_hung_call_is_given_up(client: Any):
     assert torch.equal(y[1:], X[1:, 0])
 
 
+@pytest.mark.slow
 def test_commands_and_options_reach_the_workers(client: Any):
     address, pid = next(iter(client.run(os.getpid).items()))
     pinned = {"executor": client.get_executor(), "submit_kwargs": {"workers": [address]}}

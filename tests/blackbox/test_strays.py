@@ -83,6 +83,7 @@ DETACHED = {
 }
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("how", DETACHED)
 @pytest.mark.parametrize("end", ["cp $1 $2", "exit 3", "sleep 999"])

@@ -468,6 +468,7 @@ def test_verify_prints_a_table():
     assert "mixture" not in printed
 
 
+@pytest.mark.slow
 def test_bench_forwards(tmp_path: Path):
     """The tables are tested elsewhere; here, that what is asked for arrives."""
     photos = np.stack([np.asarray(Image.open(PHOTO).resize((32, 32)))] * 2)
@@ -504,6 +505,7 @@ def test_bench_forwards(tmp_path: Path):
     assert "cannot be read" in run("bench", "restore", "--data", tmp_path / "none.npz", code=2)
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path):
     out = tmp_path / "demo"
     printed = run("demo", "--prior", "natural-tiny", "--steps", "2", "--out", out)
@@ -531,6 +533,7 @@ def program(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_program_from_another_folder(photo: Path):
     done = program("restore", photo.name, "--task", "denoise", *QUICK, cwd=photo.parent)
     assert done.returncode == 0, done.stderr

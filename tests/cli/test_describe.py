@@ -78,6 +78,7 @@ def test_operators_in_full(name: str):
         assert "\n    torch.Size([1, 3, 8, 12])" in printed
 
 
+@pytest.mark.slow
 def test_priors_in_full():
     for name in priors.__all__:
         printed = run("priors", name)

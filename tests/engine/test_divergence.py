@@ -109,6 +109,7 @@ WELL_POSED = [f"{kind} {s}" for kind, s in product(("told", "untold"), ("5", "10
 WELL_POSED += ["mistold 5", "mistold 100", "mixture", "asking 5", "asking 8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WELL_POSED)
 @pytest.mark.parametrize("kind", sorted(Solver.registry))
 def test_nothing_well_posed_diverges(kind: str, name: str) -> None:
@@ -209,6 +210,7 @@ def planted(name: str, operator: Operator) -> Problem:
     return Problem(prior, Likelihood(operator, y, 0.02 * float(y.std())), shape=tuple(x.shape[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("solver", FAR_TOO_LARGE, ids=lambda s: f"{s.weight}-{s.guidance_scale:g}")
 def test_guidance_far_too_large_is_found(solver: DPS, name: str) -> None:

@@ -274,6 +274,7 @@ for i, case in enumerate(t.CASES.values()):
 """
 
 
+@pytest.mark.slow
 def test_the_same_problems_defined_again_in_a_new_process_go_on(interrupted: Path) -> None:
     """To the last bit of a run that nothing interrupted."""
     here = Path(__file__).parent

@@ -105,6 +105,7 @@ def test_noise_of_a_colour_photograph(photo: torch.Tensor, size: int, sigma: flo
     assert estimate_sigma(y) == pytest.approx(sigma, rel=0.06 if size == 192 else 0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 55, 128, 192])
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_areas_tell_nothing(photo: torch.Tensor, rows: int, value: float):

@@ -32,6 +32,7 @@ def cutout(hidden: object, channels: int = 4) -> np.ndarray:
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 48, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize(
     "task", ["denoise", "deblur", "super-resolution --factor 2", "inpaint --mask MASK"]

@@ -236,6 +236,7 @@ def test_log_densities_are_those_of_scipy(name: str, allowed: float) -> None:
     assert bound.log_density(x, y).shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(draws()))
 def test_log_densities_are_bounded_above(name: str) -> None:
     law, _ = draws()[name]
@@ -320,6 +321,7 @@ def test_the_data_step_of_correlated_noise_is_dense_algebra(name: str) -> None:
     assert (z - exact).abs().max() < 1e-4  # conjugate gradients stop at 1e-6 of the residual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [Laplace(0.05), StudentT(0.05)])
 def test_the_data_step_of_outliers_is_stationary(law: NoiseModel) -> None:
     """Of one number each, where the best point is found by search."""
@@ -384,6 +386,7 @@ LAWS: dict[str, NoiseModel] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MEASURING)
 @pytest.mark.parametrize("law", sorted(LAWS))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import invguide as ig
 import tiny
@@ -121,6 +121,7 @@ def sdxl_scheduler(diffusers: Any, prediction: str) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prediction", "projected"), [("epsilon", False), ("v_prediction", False), ("epsilon", True)]
 )
@@ -174,7 +175,7 @@ def test_sizes_are_in_pixels_of_the_autoencoder(diffusers: Any):
         )
 
     assert (sized(latent, 8), sized(latent, 16)) == (True, False)
-    prior = LatentPrior(latent, nn.Conv2d(1, 1, 1), scaling_factor=1.0, factor=16)
+    prior = LatentPrior(latent, tiny.autoencoder(diffusers), scaling_factor=1.0, factor=16)
     assert (sized(prior, 8), sized(prior, 16)) == (False, True)
 
 
@@ -216,6 +217,7 @@ def unpacked(tokens: Tensor) -> Tensor:
     return z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distilled", [False, True])
 def test_flux(diffusers: Any, tmp_path: Path, distilled: bool):
     net = flux(diffusers, guidance_embeds=distilled)

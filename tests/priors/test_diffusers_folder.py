@@ -49,6 +49,7 @@ CONVENTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prediction", "betas"), CONVENTIONS)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_diffusers_pipeline(

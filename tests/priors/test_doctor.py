@@ -121,6 +121,7 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
 RANGES = ((-1.0, 1.0), (0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_range", RANGES)
 @pytest.mark.parametrize(
     ("signals", "predicts", "schedule", "more"),
@@ -143,6 +144,7 @@ def test_the_right_convention_is_named(
     assert not report.fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("predicts", "schedule", "data_range"),
     [
@@ -252,6 +254,7 @@ FAULTS: dict[str, tuple[Convention, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_load_prior_refuses_a_bad_fit_and_names_the_right_one(fault: str):
     truth, told, message = FAULTS[fault]
@@ -280,6 +283,7 @@ def test_of_a_slow_network_only_the_meaning_of_its_output_is_asked(
         ig.load_prior(count(truth, told), **told, shape=shape, check=images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(FAULTS)[::3])
 def test_load_prior_takes_a_good_fit(fault: str):
     truth = FAULTS[fault][0]
@@ -296,6 +300,7 @@ def test_load_prior_takes_a_good_fit(fault: str):
     assert "right: predicts=" in report.verdict
 
 
+@pytest.mark.slow
 def test_a_photograph_is_enough_for_a_network_of_pictures(monkeypatch: pytest.MonkeyPatch):
     prior, _, _ = natural()
     monkeypatch.setattr(pictures, "FREE_SIZE", 32)
@@ -305,6 +310,7 @@ def test_a_photograph_is_enough_for_a_network_of_pictures(monkeypatch: pytest.Mo
     ig.load_prior(net, predicts="v", schedule="cosine-vp", check=False)
 
 
+@pytest.mark.slow
 def test_a_photograph_alone_does_not_decide_between_similar_data_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -343,6 +349,7 @@ class WithAttention(nn.Module):
         return self.net(x, t) + 10 * (self.layer(h) - self.reference[0](h)).mean(1, keepdim=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained", "told"), [("legacy", "new"), ("new", "legacy")])
 def test_the_order_of_queries_keys_and_values_is_found(trained: str, told: str):
     prior, shape, images = field()
@@ -392,6 +399,7 @@ def test_an_untrained_network_is_not_refused_but_warned_of():
     assert not prior.check(images).fits  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_zero_weights_are_not_taken_for_a_trained_network():
     """With v or EDM output, zero is shrinkage; on pictures any linear filter beats it."""
     prior, shape, images = natural()
@@ -418,6 +426,7 @@ def test_a_network_that_refuses_a_time_has_another_convention():
         ig.load_prior(Module(strict), predicts="eps", schedule="ve", shape=shape, check=images)
 
 
+@pytest.mark.slow
 def test_a_class_conditional_network_is_asked_for_its_first_class():
     prior, shape, images = field()
     net = Network(prior, Convention("v", "linear-vp", (-1.0, 1.0)))
@@ -487,6 +496,7 @@ def test_known_images_fit(shape: tuple[int | None, ...]):
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pictures, "FREE_SIZE", 32)
     result = CliRunner().invoke(app, ["doctor", "natural-tiny"])

@@ -129,6 +129,7 @@ def save_like_inverse_bench(net: nn.Module, path: Path) -> None:
     torch.save({"ema": {f"model.{k}": v for k, v in net.state_dict().items()}, "net": {}}, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "labels"), [("adm", 0), ("adm", 4), ("ncsn", 4)])
 def test_weights_file(models: Any, tmp_path: Path, kind: str, labels: int):
     deeper = {"channel_mult": (1, 1), "attn_resolutions": [8]} if labels and kind == "adm" else {}
@@ -149,6 +150,7 @@ def test_weights_file(models: Any, tmp_path: Path, kind: str, labels: int):
             prior.denoise(torch.zeros(1, 1, 16, 16), 1.0)
 
 
+@pytest.mark.slow
 def test_continuous_vp(models: Any, tmp_path: Path):
     net = network(models, "ddpm", attn_resolutions=[]).double()
     path = tmp_path / "blackhole-50k.pt"
@@ -168,6 +170,7 @@ def test_continuous_vp(models: Any, tmp_path: Path):
     assert error(steps, vp, net) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "precondition"), [("ncsn", "VE"), ("adm", "iDDPM")])
 def test_other_columns(models: Any, tmp_path: Path, kind: str, precondition: str):
     twice = 2 if precondition == "iDDPM" else 1
@@ -308,6 +311,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSES)
 def test_pickle(models: Any, tmp_path: Path, training_code: Path, kind: str):
     of, attributes = CLASSES[kind]
@@ -368,6 +372,7 @@ class RawPixels(nn.Module):
         return SimpleNamespace(sample=z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["StandardRGBEncoder", "StabilityVAEEncoder", None])
 def test_pickle_of_edm2(tmp_path: Path, training_code: Path, encoder: str | None):
     """The file tells all that the weights do not: none of it is as in the released networks."""

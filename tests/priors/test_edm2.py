@@ -194,6 +194,7 @@ def preconditioned(net: EDM2) -> dict[str, Tensor]:
 
 
 # D is of order one at every level: an absolute 1e-5 is 100 roundings of float32.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_weights_file(tmp_path: Path, name: str):
     net = network(name)

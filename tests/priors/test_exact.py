@@ -486,6 +486,7 @@ def test_matheron_without_simulated_noise_is_noticed(monkeypatch: pytest.MonkeyP
     assert moment_z_scores(draws, mean, covariance) > 10
 
 
+@pytest.mark.slow
 def test_field_std_from_samples_agrees_with_the_exact_one():
     prior = GaussianField((1, 34, 34))
     y = Blur().forward(prior.sample(1))

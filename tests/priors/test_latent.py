@@ -47,6 +47,7 @@ LINEAR = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
 SCALED = torch.linspace(0.00085**0.5, 0.012**0.5, T, dtype=torch.float64) ** 2
 
 
+@pytest.mark.slow
 def test_class_conditional_transformer(diffusers: Any, tmp_path: Path):
     """DiT: noise and variance in one output, classes, and a null class where none is told."""
     net = tiny.filled(tiny.dit(diffusers))
@@ -177,6 +178,7 @@ def test_stable_diffusion_folder(stable_diffusion: tuple[Path, Any, Any]):
     )
 
 
+@pytest.mark.slow
 def test_stable_diffusion_restores(stable_diffusion: tuple[Path, Any, Any]):
     """Measurements and results are images; the weights are random, so only the bookkeeping is looked at."""
     prior = ig.load_prior(stable_diffusion[0])

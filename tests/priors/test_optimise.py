@@ -192,6 +192,7 @@ def test_errors(net: nn.Module, settings: dict, match: str) -> None:
 # ---- compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["normal", "low"])
 def test_gradients_go_through_the_compiler(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and differentiated ahead of time, but not turned into machine code, which takes minutes."""

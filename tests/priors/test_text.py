@@ -390,6 +390,7 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())["restore"]
 
 
+@pytest.mark.slow
 def test_a_prompt_on_the_command_line(transformers: Any, tmp_path: Path):
     diffusers: Any = pytest.importorskip("diffusers")
     folder, _ = stable_diffusion(transformers, tmp_path)

@@ -178,6 +178,7 @@ def test_a_small_image_is_one_call_and_keeps_its_graph() -> None:
     assert torch.equal(actual[1], expected[1])
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_tile() -> None:
     prior = ig.load_prior("natural-tiny")
 

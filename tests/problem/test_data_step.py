@@ -111,6 +111,7 @@ def test_noise_that_varies_stops_early_too() -> None:
     assert 0 < float((rough - exact).square().mean().sqrt()) <= 0.05 * 0.1**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_y", [0.02, 0.05])
 def test_products_of_a_data_step_behind_motion_blur(sigma_y: float) -> None:
     """Over the levels of HQS: at 1e-6 of |y - A x0|, without preconditioning, these are 53 and 29 on average."""

@@ -112,6 +112,7 @@ def test_equal_answers_of_a_point_estimator_are_no_sign_of_a_constant() -> None:
 # ---- absurd members
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ENSEMBLES, ids=name)
 @pytest.mark.parametrize("absurd", [1e30, -9999.0])
 def test_absurd_members_are_named_and_left_out(solver: Solver, absurd: float) -> None:

@@ -60,6 +60,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MEASURING)
 def test_units_of_the_measurement_do_not_matter(name: str) -> None:
@@ -70,6 +71,7 @@ def test_units_of_the_measurement_do_not_matter(name: str) -> None:
         assert distance(answer(solver, operator, unit, torch.float64), plain) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MEASURING)
 def test_units_do_not_matter_in_single_precision(name: str) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "CONTRIBUTING.md"
 
@@ -58,6 +60,7 @@ def test_the_map_names_every_folder():
     assert folders - {"invguide"} <= names, folders - names
 
 
+@pytest.mark.slow
 def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
     assert [re.findall(r"^class (\w+)", b, re.MULTILINE)[-1] for b in blocks] == [

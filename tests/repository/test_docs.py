@@ -131,6 +131,7 @@ GROUPS = {"": set(TOP.commands), "bench": set(TOP.commands["bench"].commands)}
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "index", "page"), BLOCKS)
 def test_python_runs(block: str, index: int, page: str, tmp_path: Path):
     printed, after = EXAMPLES[page][index]

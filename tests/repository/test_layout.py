@@ -136,6 +136,7 @@ print(json.dumps(failed))
 """
 
 
+@pytest.mark.slow
 def test_each_module_can_be_imported_first(tmp_path: Path):
     names = [module_name(p) for p in source_files() if p.name != "__main__.py"]
     assert {"invguide", "invguide.operators", "invguide.solvers"} <= set(names)
@@ -145,6 +146,7 @@ def test_each_module_can_be_imported_first(tmp_path: Path):
     assert not failed, "\n".join(f"{name}:\n{trace}" for name, trace in failed.items())
 
 
+@pytest.mark.slow
 def test_import_loads_no_heavy_module():
     before = python("import sys, torch; print(*sys.modules)")
     after = python("import sys, torch, invguide; print(*sys.modules)")
@@ -166,6 +168,7 @@ print(*(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_a_run_loads_no_heavy_module():
     """Nor sympy, which torch imports for some of its conveniences, and takes a second for."""
     run = python(A_RUN)
@@ -199,6 +202,7 @@ def test_layers_are_kept():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "line"),
     [

@@ -45,6 +45,7 @@ def pictures(notebook: Any) -> int:
     return sum("image/jpeg" in output.get("data", {}) for output in outputs(notebook))
 
 
+@pytest.mark.slow
 @each
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("INVGUIDE_NOTEBOOK_PRIOR", "natural-tiny")

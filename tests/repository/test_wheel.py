@@ -101,6 +101,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(copy_tree(base / "source", links=True), base / "out")
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_file(wheel: Path):
     names = names_in(wheel)
     assert sorted(expected_files() - names) == []
@@ -117,6 +118,7 @@ def test_wheel_without_links_is_the_same(wheel: Path, tmp_path: Path):
     assert names_in(other) - {"invguide/operators", "invguide/solvers"} == names_in(wheel)
 
 
+@pytest.mark.slow
 def test_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path):
     pytest.importorskip("build")
     pytest.importorskip("setuptools", minversion="77")
@@ -150,6 +152,7 @@ print(len(modules), "modules")
 """
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path):
     target, empty = tmp_path / "target", tmp_path / "empty"
     empty.mkdir()

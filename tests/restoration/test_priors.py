@@ -51,6 +51,7 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())["restore"]
 
 
+@pytest.mark.slow
 def test_text_latents_and_a_picture_of_any_size(photo: Path, tmp_path: Path, diffusers: Any):
     folder = stable_diffusion(diffusers, tmp_path / "sd")
     np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(1, 5, 16)))
@@ -148,6 +149,7 @@ def test_what_a_weights_file_does_not_tell(photo: Path, tmp_path: Path, monkeypa
     assert "num_heads" in wrong
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_on_workers(photo: Path, tmp_path: Path, diffusers: Any):
     folder = by_class(diffusers, tmp_path / "classes")
     (tmp_path / "in").mkdir()
@@ -160,6 +162,7 @@ def test_a_folder_of_pictures_on_workers(photo: Path, tmp_path: Path, diffusers:
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.slow
 def test_the_doctor_is_told_conditions(tmp_path: Path, diffusers: Any):
     folder = stable_diffusion(diffusers, tmp_path / "sd")
     assert "text (B, n, 16)" in run("doctor", folder, code=2)

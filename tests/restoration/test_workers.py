@@ -61,6 +61,7 @@ def deadly(restorer: Restorer, marks: Path) -> Restorer:
     return Deadly(restorer.settings, restorer.arrays, restorer.overwrite)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_costs_its_picture_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def assert_same(one: Path, many: Path) -> None:
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_dask_gives_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     (folder / "x.png").unlink()

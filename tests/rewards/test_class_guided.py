@@ -91,6 +91,7 @@ def accuracy(digits: Digits, solver: Solver) -> float:
     return hits / (10 * EACH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [

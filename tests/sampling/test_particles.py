@@ -164,6 +164,7 @@ class Square(Reward):
         return -2.0 * x.square().sum(1)
 
 
+@pytest.mark.slow
 def test_look_around_estimates_the_smoothed_target():
     """For a white prior D + r n are draws from p(x0 | x): the mean of exp(-2 |x0|^2) is a Gaussian integral."""
     s, sigma, M = 2.0, 1.5, 40_000

@@ -225,6 +225,7 @@ def chunk_difference(solver: DFlow) -> float:
     return max(float((r - runs[0]).abs().max()) for r in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("randomised", [False, True])
 def test_rows_do_not_depend_on_the_batch(randomised: bool):
     assert chunk_difference(DFlow(8, 4, randomised=randomised)) < 1e-10

@@ -112,6 +112,7 @@ class OneNorm(DOODL):
         return super()._move(state._replace(radius=whole), gradient, k, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [NoSphere, Downhill])
 def test_planted_bugs_are_caught(bug: type[DOODL]):
     assert not -1e-9 < loss_of_optimum(bug(50, 10)) < 1e-3

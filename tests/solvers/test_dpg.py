@@ -178,6 +178,7 @@ def test_momentum_is_a_running_mean(target: Target, monkeypatch: pytest.MonkeyPa
 # ---- the sampler
 
 
+@pytest.mark.slow
 def test_default_is_close_to_the_posterior(target: Target) -> None:
     """The bias is that of DPS; 300 samples add 0.03 to the means and 4 % to the spreads."""
     result = driver.run(DPG(), target.problem(), 300, batch_size=300, progress=False)

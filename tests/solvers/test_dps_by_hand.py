@@ -585,6 +585,7 @@ FAMILIES: dict[str, Callable[[Path], Case]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dps(family: str, tmp_path: Path):
     case = FAMILIES[family](tmp_path)

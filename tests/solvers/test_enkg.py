@@ -237,6 +237,7 @@ def _three_numbers_of_six_unknowns(solver: EnKG, sigma_y: float, dtype: torch.dt
     return float(chi2), (root.mT @ (samples.mean(0) - mean)).abs(), spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("sigma_y", [0.1, 0.03, 0.01, 0.003, 0.001])
 def test_any_noise_of_a_small_exact_problem(sigma_y: float, dtype: torch.dtype) -> None:
@@ -432,6 +433,7 @@ def test_planted_lost_remainder_is_caught(monkeypatch, large: Target) -> None:
 # ---- a small cell of the mixture benchmark, and bad input
 
 
+@pytest.mark.slow
 def test_mixture_as_a_black_box() -> None:
     """Sliced W1 on two instances, far below the prior's and the normalised step's at the same network calls."""
     ours, released, prior = 0.0, 0.0, 0.0

@@ -396,12 +396,14 @@ def rms_error(seeds: int, **settings) -> float:
     return math.sqrt(sum(error**2 for error in errors) / seeds)
 
 
+@pytest.mark.slow
 def test_errors_fall_as_particles_grow() -> None:
     """By 4 at 16 times as many; over 16 seeds, at 16, 64, 256, 1024: 0.088, 0.030, 0.024, 0.010 (slope -0.52)."""
     few, many = (rms_error(8, ensemble_size=size, num_steps=30) for size in (16, 256))
     assert 2 < few / many < 10
 
 
+@pytest.mark.slow
 def test_the_mixture_benchmark() -> None:
     """The median of five problems: which ones a seed gives depends on torch's version, and one in ten is hard (2.6)."""
     distances = []
@@ -439,6 +441,7 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_nonlinear_black_boxes(name: str) -> None:
     """Against quadrature. Tolerance: 4 standard errors of 150 independent draws (several resamplings of 500)."""
@@ -476,6 +479,7 @@ def test_rewards() -> None:
     assert (result.std[0] - 1).abs().max() < 0.2
 
 
+@pytest.mark.slow
 def test_a_likelihood_with_a_reward_and_a_density_without_sigma() -> None:
     """Twice the same Gaussian posterior: of y = x_0 + x_1 under a reward -2 x_1^2, and of both as one density."""
 
@@ -503,6 +507,7 @@ def test_a_likelihood_with_a_reward_and_a_density_without_sigma() -> None:
 # ---- failures, order, batches
 
 
+@pytest.mark.slow
 def test_random_failures_change_the_answer_by_no_more_than_the_seed() -> None:
     """Rms error over 16 seeds at 20 %: 0.029, and 0.033 with none; that of 300 independent draws is 0.020."""
     assert rms_error(6, ensemble_size=300, num_steps=25, share=0.2) < 2.5 * 0.020

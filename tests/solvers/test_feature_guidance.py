@@ -67,6 +67,7 @@ EXACT_MEAN = MEAN + (Y - MEAN) * VARIANCE / (VARIANCE + SIGMA_Y**2)
 EXACT_STD = (VARIANCE * SIGMA_Y**2 / (VARIANCE + SIGMA_Y**2)) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["likelihood", "bounded"])
 def test_a_perfect_head_gives_the_posterior(weight: str):
     """One standard error of 1500 samples is 0.026 of a mean of unit spread and 1.8 % of a spread; steps add 2 %."""
@@ -75,6 +76,7 @@ def test_a_perfect_head_gives_the_posterior(weight: str):
     assert std == pytest.approx([EXACT_STD, VARIANCE**0.5], rel=0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_planted_wrong_strength_is_caught(factor: float, monkeypatch: pytest.MonkeyPatch):
     def wrong(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,6 +317,7 @@ def tiny() -> Prior:
     return load_prior("natural-tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["bounded", "official"])
 def test_the_embedded_prior(tiny: Prior, weight: str):
     reward = FeatureReward(tiny, "net.encoder.2", stripes)

@@ -132,6 +132,7 @@ def limit_error(solver: FeynmanKac, runs: int) -> tuple[float, float]:
     return first - float(exact.mean[0]), math.log(std / float(exact.std[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("potential", POTENTIALS)
 def test_the_limit_is_the_samplers_law_times_the_likelihood(potential: str):
     """30 steps are not the prior itself (standard deviations 14 % short): the limit is that of 30 steps."""
@@ -171,6 +172,7 @@ def test_planted_bugs_miss_the_limit(bug: type[FeynmanKac]):
 # ---- tilted densities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", PLANES, ids=lambda t: t.name)
 def test_total_variation_at_1000_particles(target: TiltedPlane):
     """Exact samples score 0.05 to 0.07; single runs here 0.06 to 0.10."""
@@ -182,6 +184,7 @@ def test_total_variation_at_1000_particles(target: TiltedPlane):
     assert abs(reward) < 0.25
 
 
+@pytest.mark.slow
 def test_the_distance_falls_as_the_root_of_the_ensemble():
     target = PLANES[1]
     sizes, means = (32, 128, 512, 2048), []
@@ -217,6 +220,7 @@ def test_impossible_samples_have_no_weight():
 # ---- failures
 
 
+@pytest.mark.slow
 def test_random_failures_change_little_and_the_dead_weigh_nothing():
     """A fifth of all evaluations fail, by the sixth digit of x: unrelated to the reward."""
 

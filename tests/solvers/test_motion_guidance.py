@@ -76,6 +76,7 @@ def guided(reward: ig.Reward, solver: Any = QUICK, count: int = 6, **run: Any) -
 # ---- moving
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "settings"),
     [
@@ -300,6 +301,7 @@ def bend(first: Tensor, second: Tensor) -> Tensor:
     return torch.sin(second[:, :2] * 3 - first[:, 1:]) * 1.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"estimator": bend}, {"estimator": bend, "warp": "estimated"}]
 )

@@ -147,6 +147,7 @@ def test_views_are_averaged() -> None:
     assert float(eight.abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_exact_draws_have_the_moments_of_the_posterior() -> None:
     """1,000 draws of each: mean within 5 standard errors, variances within 5 of theirs."""
     source = torch.Generator().manual_seed(0)

@@ -100,6 +100,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers_of_the_gaussian(name: str):
     """Tolerances as in test_solvers.py: scatter of implementations, and that of 300 samples (0.024; 4 % of a ratio)."""
@@ -113,6 +114,7 @@ def test_golden_numbers_of_the_gaussian(name: str):
     assert std == pytest.approx(golden.std, abs=0.05 + 2 * 0.04)
 
 
+@pytest.mark.slow
 def test_golden_numbers_of_the_mixture():
     """Greedy parks between the modes, at y; softmax finds both, the upper one too often (exact: 0.862)."""
     target = mixture_1d()
@@ -333,6 +335,7 @@ def test_some_failures_change_little():
     assert abs(sum(often) - sum(never)) / 4 < max(never) - min(never)
 
 
+@pytest.mark.slow
 def test_draws_look_around_d():
     """A white prior makes the smoothed value exact: softmax then has the variance that D alone gets too small."""
     target = gaussian_2d()
@@ -365,6 +368,7 @@ def test_rows_are_independent_and_batches_do_not_matter():
 # ---- tilted densities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["staircase", "indicator", "checkerboard"])
 def test_more_candidates_more_reward(name: str):
     """Greedy, 1 to 16 candidates; 300 samples know each mean to about 0.1."""
@@ -378,6 +382,7 @@ def test_more_candidates_more_reward(name: str):
     assert means[-1] > means[0] + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["staircase", "checkerboard"])
 def test_softmax_is_nearer_to_the_tilted_density(name: str):
     """At 400 samples exact ones score 0.09; greedy 0.4, for it takes whatever the reward can give."""

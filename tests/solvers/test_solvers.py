@@ -89,6 +89,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers(name: str, target: Target) -> None:
     golden = GOLDEN[name]
@@ -98,6 +99,7 @@ def test_golden_numbers(name: str, target: Target) -> None:
     assert std == pytest.approx(golden.std, abs=0.05 + 0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_unconditional_returns_the_prior(eta: float, target: Target) -> None:
     result = driver.run(

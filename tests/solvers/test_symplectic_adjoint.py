@@ -158,6 +158,7 @@ def test_outside_the_window_is_the_prior():
     assert torch.equal(late, driver.run(Unconditional(10), problem, 3, progress=False).samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visits", [1, 4])
 def test_repetition_without_guidance_leaves_the_prior_as_it_is(visits: int):
     """20 samples with 512 independent coordinates: the standard error of a ratio is 1 %, 2 % are this grid's."""

@@ -136,12 +136,14 @@ def prior_ratio(visits: int) -> Tensor:
     return result.samples.reshape(20, 2, 256).std((0, 2)) / std
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visits", [1, 5])
 def test_repetition_leaves_the_prior_as_it_is(visits: int):
     """Without guidance; 1 to 2 % are this grid's own, the standard error of a ratio is 1 %."""
     assert prior_ratio(visits).tolist() == pytest.approx([1.0, 1.0], abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [1.1, 0.9])
 def test_planted_bug_in_the_repetition_is_caught(fault: float, monkeypatch: pytest.MonkeyPatch):
     """Too much or too little noise on the way up changes the prior."""
@@ -169,6 +171,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers(name: str):
     solver, mean, std = GOLDEN[name]

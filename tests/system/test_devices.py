@@ -232,6 +232,7 @@ CHAOTIC |= {"PosteriorMean", "ExactPosterior", "Anscombe"}
 COMPARED = {n for n, kind in Solver.registry.items() if kind.requires.target != "reward"} - CHAOTIC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(COMPARED))
 def test_samples_do_not_depend_on_the_device(name: str, device: torch.device) -> None:
     """The embedded network in single precision, one sample at a time; its arithmetic is not that of the batch.

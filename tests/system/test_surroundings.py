@@ -44,6 +44,7 @@ def test_there_are_solvers():
     assert len(SOLVERS) > 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_run_inside_inference_mode(name: str):
     try:

@@ -420,6 +420,7 @@ class Weighted(Draw, EnsembleSolver[DrawState]):
         return None if self.ignore else -0.5 * ((1.5 - state.x[:, 0]) / 0.3) ** 2
 
 
+@pytest.mark.slow
 def test_weights_are_used_by_both_tables():
     solvers = {"weighted": Weighted(), "ignored": Weighted(ignore=True)}
     first = verify(solvers, [gaussian_2d()], num_samples=1500, progress=False)
@@ -472,6 +473,7 @@ def test_black_box_table_leaves_out_what_cannot_run():
         verify_black_box([Draw()], num_samples=1)
 
 
+@pytest.mark.slow
 def test_conformance_prints_what_was_asked_for():
     few = {"num_samples": 10, "ensemble_size": 10}
     first, second = conformance([HQS(2), SCG(2)], **few)
