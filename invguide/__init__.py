@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # Where names come from when they are first asked for: the command line answers `--help` without torch.
 _MODULES = (
-    "adjoint", "bench", "driver", "errors", "noise", "operators", "priors", "rewards", "solvers", "verify",
+    "adjoint", "bench", "driver", "errors", "noise", "operators", "priors", "rewards", "solvers", "testing",
+    "verify",
 )  # fmt: skip
 _HOME = {
     "BlackBox": "blackbox",

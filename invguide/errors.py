@@ -1,4 +1,4 @@
-"""Every error that invguide raises on purpose, in two families: the caller's mistakes and failed runs."""
+"""Every error that invguide raises on purpose, in three families: the caller's mistakes, failed runs, broken contracts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ class RunError(InvguideError, RuntimeError):
 
 class DivergenceError(RunError):
     """A sample became non-finite, ran away, or ends large and worse than a blank one; the message is the diagnosis."""
+
+
+class ContractError(InvguideError, AssertionError):
+    """A solver, operator or prior breaks a promise, as `invguide.testing` found.
+
+    Attributes:
+        promise: Its name.
+    """
+
+    def __init__(self, message: str, promise: str) -> None:
+        super().__init__(message)
+        self.promise = promise
 
 
 class BlackBoxError(RunError):

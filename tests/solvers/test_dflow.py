@@ -227,11 +227,6 @@ def chunk_difference(solver: DFlow) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("randomised", [False, True])
-def test_rows_do_not_depend_on_the_batch(randomised: bool):
-    assert chunk_difference(DFlow(8, 4, randomised=randomised)) < 1e-10
-
-
-@pytest.mark.parametrize("randomised", [False, True])
 def test_resume(randomised: bool, tmp_path: Path):
     solver = DFlow(9, 4, randomised=randomised)
     whole = run(solver, nonlinear(), 2)

@@ -192,10 +192,6 @@ def chunk_difference(solver: DOODL) -> float:
     return max(float((r - runs[0]).abs().max()) for r in runs)
 
 
-def test_rows_do_not_depend_on_the_batch():
-    assert chunk_difference(DOODL(8, 4)) < 1e-10
-
-
 def test_resume(tmp_path: Path):
     solver = DOODL(9, 4)
     whole = run(solver, nonlinear(), 2)

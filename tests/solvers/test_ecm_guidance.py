@@ -13,7 +13,7 @@ from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
 from invguide.prior import Prior
-from invguide.priors import Gaussian, GaussianMixture
+from invguide.priors import Gaussian
 from invguide.problem.data_size import measuring_calls
 from invguide.problem.problem import Problem
 from invguide.reward import as_reward
@@ -187,19 +187,6 @@ def test_defaults_come_near_the_posterior():
     ratio = run.samples[0].std(0) / target.posterior.std
     assert 0.3 < ratio[0] < 0.7
     assert 0.7 < ratio[1] < 1.1
-
-
-@pytest.mark.parametrize("weight", ["adaptive", "official"])
-def test_rows_do_not_depend_on_the_batch(weight: str):
-    prior = GaussianMixture([[-1.0, 0.0], [1.0, 1.0]], 0.1 * torch.eye(2).double())
-    reward = as_reward(lambda x: x.sin().sum(1) - x.square().sum(1) ** 2)
-    solver = ECMGuidance(8, 0.1, weight=weight)
-    runs = [
-        driver.run(solver, Problem(prior, reward=reward), 5, batch_size=size, progress=False)
-        for size in (5, 2)
-    ]
-    # The same sums in batches of other sizes.
-    assert torch.allclose(runs[0].samples, runs[1].samples, atol=1e-10)
 
 
 def test_float32_images():

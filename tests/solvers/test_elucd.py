@@ -251,15 +251,12 @@ def test_bad_input(make, message: str):
 
 
 @pytest.mark.parametrize("weight", STEPS)
-def test_rows_do_not_depend_on_the_batch(weight: str):
+def test_a_step_is_one_call_and_no_gradient_of_the_network(weight: str):
     prior = GaussianMixture([[-1.0, 0.0], [1.0, 1.0]], 0.1 * torch.eye(2).double())
     problem = Problem(prior, reward=ClassLogProb(Bayes(), 1, marginal=0.5))
-    solver = EluCD(8, 0.1, weight=weight)
-    runs = [driver.run(solver, problem, 5, batch_size=n, progress=False) for n in (5, 2)]
-    # The same sums in batches of other sizes.
-    assert torch.allclose(runs[0].samples, runs[1].samples, atol=1e-10)
-    assert runs[0].manifest["vjp_calls"] == 0
-    assert runs[0].nfe == 8
+    run = driver.run(EluCD(8, 0.1, weight=weight), problem, 5, progress=False)
+    assert run.manifest["vjp_calls"] == 0
+    assert run.nfe == 8
 
 
 @pytest.mark.parametrize("weight", STEPS)

@@ -16,7 +16,6 @@ from invguide.api import load_prior
 from invguide.errors import CompatibilityError, InputError, ShapeError
 from invguide.feature_reward import FeatureReward
 from invguide.numerics.hooks import record
-from invguide.numerics.linear import per_sample
 from invguide.prior import Prior
 from invguide.priors import from_network
 from invguide.problem.problem import Problem
@@ -25,34 +24,7 @@ from invguide.rewards import TotalVariation
 from invguide.rng import Noise
 from invguide.solvers import DPS, FeatureGuidance, Unconditional, feature_guidance
 from invguide.solvers.feature_guidance import feature_gradient
-
-MEAN, VARIANCE, Y, SIGMA_Y = 0.5, 1.0, 1.5, 0.3
-
-
-class Evidence(nn.Module):
-    """What a perfect head would say of a noisy state: log p(y | x), y a noisy first coordinate, (B, 1)."""
-
-    def forward(self, denoised: Tensor, sigma: Tensor) -> Tensor:
-        left = VARIANCE * sigma**2 / (VARIANCE + sigma**2)  # of x0 given x
-        return -0.5 * (Y - denoised[:, :1]) ** 2 / (SIGMA_Y**2 + left)
-
-
-class Body(nn.Module):
-    """A Gaussian's denoiser, with that head beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.evidence = Evidence()
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = MEAN + (x - MEAN) * VARIANCE / (VARIANCE + per_sample(sigma, x) ** 2)
-        self.evidence(denoised, per_sample(sigma, x).reshape(-1, 1) + 0 * x[:, :1])
-        return denoised
-
-
-def gaussian() -> tuple[Prior, FeatureReward]:
-    prior = from_network(Body(), "x0", "ve", shape=(2,), data_range=(0, 1), sigma_data=1.2)
-    return prior, FeatureReward(prior, "net.evidence", lambda f: f["net.evidence"][:, 0])
+from special_rewards import MEAN, MODULES, SIGMA_Y, VARIANCE, Y, distance, gaussian, network
 
 
 def moments(prior: Prior, reward: ig.Reward, solver: FeatureGuidance) -> list[list[float]]:
@@ -92,41 +64,12 @@ def test_planted_wrong_strength_is_caught(factor: float, monkeypatch: pytest.Mon
 # ---- the gradient
 
 
-class Block(nn.Module):
-    def __init__(self, repeat: Callable[..., Tensor] | None) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
-        self.activation = nn.SiLU()
-        self.repeat, self.calls = repeat, 0
-
-    def inside(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.second(self.activation(self.first(x)))
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        x = self.inside(x) if self.repeat is None else self.repeat(self.inside, x)
-        return torch.tanh(x)
-
-
-def network(repeat: Callable[..., Tensor] | None = None) -> Any:
-    torch.manual_seed(3)
-    block = Block(repeat).double()
-    return from_network(block, "x0", "ve", shape=(3, 8, 8), multiple=1)
-
-
 def no_reentrant(function: Callable[..., Tensor], x: Tensor) -> Tensor:
     return checkpoint(function, x, use_reentrant=False)
 
 
 def reentrant(function: Callable[..., Tensor], x: Tensor) -> Tensor:
     return checkpoint(function, x, use_reentrant=True)
-
-
-def distance(features: dict[str, Tensor]) -> Tensor:
-    return -sum(((f - 0.3) ** 2).flatten(1).sum(1) for f in features.values())  # pyright: ignore[reportReturnType]
-
-
-MODULES = ("net.first", "net.activation", "net.second")
 
 
 def states(count: int = 3) -> Tensor:
@@ -340,19 +283,6 @@ def test_no_reward_no_change(tiny: Prior):
     for change in ({"guidance_scale": 0.0}, {"window": (0.99, 1.0)}):
         ours = ig.guide(tiny, reward, solver=FeatureGuidance(5, **change), **settings).samples
         assert torch.equal(ours, free)
-
-
-@pytest.mark.parametrize("weight", ["bounded", "official"])
-def test_rows_do_not_depend_on_the_batch(weight: str):
-    prior = network()
-    reward = FeatureReward(prior, MODULES, distance) + 0.1 * TotalVariation()
-    solver = FeatureGuidance(6, weight=weight)
-    runs = [
-        ig.guide(prior, reward, solver=solver, num_samples=5, batch_size=n, progress=False)
-        for n in (5, 2, 1)
-    ]
-    for run in runs[1:]:
-        torch.testing.assert_close(run.samples, runs[0].samples, rtol=1e-9, atol=1e-9)
 
 
 def test_the_official_step_is_torch_adam():

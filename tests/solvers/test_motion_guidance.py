@@ -15,58 +15,13 @@ from torch import Tensor
 import invguide as ig
 from invguide import driver
 from invguide.errors import CompatibilityError, InputError, ShapeError
-from invguide.priors import GaussianMixture
 from invguide.problem.problem import Problem
 from invguide.rewards import RAFT, Motion, TotalVariation, motion
 from invguide.rewards.motion import visible_pixels, warp_by
 from invguide.solvers import MotionGuidance, UniversalGuidance
+from special_rewards import MASK, SHAPE, SIZE, Spots, blob, centre, centre_flow, shift
 
-SIZE = 12
-SHAPE = (1, SIZE, SIZE)
-
-
-def blob(column: float, row: float) -> Tensor:
-    """A round spot, (1, H, W)."""
-    grid = torch.arange(float(SIZE), dtype=torch.float64)
-    square = (grid[None, :] - column) ** 2 + (grid[:, None] - row) ** 2
-    return torch.exp(-square / 4)[None]
-
-
-def centre(x: Tensor) -> Tensor:
-    """Column and row of the centre of mass, (B, C, H, W) -> (B, 2)."""
-    mass = x.mean(1) / x.mean(1).sum((1, 2), keepdim=True)
-    grid = torch.arange(x.shape[-1], dtype=x.dtype)
-    return torch.stack([(mass.sum(1) * grid).sum(1), (mass.sum(2) * grid).sum(1)], 1)
-
-
-def centre_flow(first: Tensor, second: Tensor) -> Tensor:
-    """The flow of a single spot: how far its centre has moved, everywhere."""
-    moved = centre(second) - centre(first)
-    return moved[:, :, None, None].expand(-1, -1, *first.shape[2:])
-
-
-def shift(columns: float, rows: float) -> Tensor:
-    return torch.tensor([columns, rows]).reshape(2, 1, 1).expand(2, SIZE, SIZE).double()
-
-
-PLACES = [(float(c), float(r)) for c in range(3, 9) for r in range(3, 9)]
-SPOTS = GaussianMixture(
-    torch.stack([blob(c, r).flatten() for c, r in PLACES]), 1e-4 * torch.eye(SIZE**2).double()
-)
 QUICK = MotionGuidance(25)
-
-
-class Spots(ig.Prior):
-    """A spot at one of 36 places, as pictures."""
-
-    shape, sigma_min, sigma_max, sigma_data = SHAPE, SPOTS.sigma_min, SPOTS.sigma_max, 0.3
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64
-
-    def denoise(self, x: Tensor, sigma: Any, **condition: Tensor) -> Tensor:
-        return SPOTS.denoise(x.flatten(1), sigma).reshape(x.shape)
 
 
 def guided(reward: ig.Reward, solver: Any = QUICK, count: int = 6, **run: Any) -> ig.Result:
@@ -114,9 +69,6 @@ def test_planted_wrong_warps_are_caught(fault: str, monkeypatch: pytest.MonkeyPa
 
 
 # ---- staying
-
-MASK = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-MASK[2:11, 5:12] = True
 
 
 def masked() -> Motion:
@@ -202,15 +154,6 @@ def test_the_official_step_is_clipped_per_sample():
     torch.testing.assert_close(moved, torch.full_like(moved, 1.5625 * 0.5 * SIZE))
     gentle = replace(solver, guidance_scale=1e-12)._strength(problem, guidance, 0.5, 0.4)
     torch.testing.assert_close(gentle, torch.full_like(gentle, 1e-12 * 0.25))
-
-
-@pytest.mark.parametrize("weight", ["adaptive", "official"])
-def test_rows_do_not_depend_on_the_batch(weight: str):
-    reward = Motion(blob(4, 4), shift(4, 2), centre_flow, edit_mask=MASK) + 0.1 * TotalVariation()
-    solver = MotionGuidance(6, weight=weight, eta=0.5)
-    runs = [guided(reward, solver, 5, batch_size=n).samples for n in (5, 2, 1)]
-    for other in runs[1:]:
-        torch.testing.assert_close(other, runs[0], rtol=1e-9, atol=1e-9)
 
 
 def test_the_embedded_prior_moves_a_disk():

@@ -13,7 +13,7 @@ from invguide.bench.angles import class_target, mask_target, measure_angles, mod
 from invguide.errors import CompatibilityError, InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
-from invguide.priors import Gaussian, GaussianMixture
+from invguide.priors import Gaussian
 from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
@@ -229,17 +229,6 @@ def test_exact_gradient_of_the_class_is_the_one_of_the_mixture():
 
 
 # ---- rows, states, arguments
-
-
-@pytest.mark.parametrize("weight", symplectic_adjoint.WEIGHTS)
-def test_rows_do_not_depend_on_the_batch(weight: str):
-    prior = GaussianMixture([[-1.0, 0.0], [1.0, 1.0]], 0.1 * torch.eye(2).double())
-    solver = SymplecticAdjoint(8, 3, weight=weight, num_recurrences=2, guidance_scale=0.2)
-    runs = [
-        driver.run(solver, Problem(prior, reward=SINE), 5, batch_size=size, progress=False)
-        for size in (5, 2)
-    ]
-    assert torch.allclose(runs[0].samples, runs[1].samples, atol=1e-10)
 
 
 def test_float32_and_images():

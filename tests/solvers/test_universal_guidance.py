@@ -18,7 +18,7 @@ from invguide import driver
 from invguide.errors import InputError
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
-from invguide.priors import Gaussian, GaussianMixture
+from invguide.priors import Gaussian
 from invguide.problem.problem import Problem
 from invguide.reward import as_reward
 from invguide.rng import Noise
@@ -242,19 +242,6 @@ def test_planted_bugs_in_the_step_are_caught(bug: type[UniversalGuidance]):
 
 
 # ---- rows, states, arguments
-
-
-@pytest.mark.parametrize("optimiser", ["conjugate", "adam"])
-def test_rows_do_not_depend_on_the_batch(optimiser: str):
-    prior = GaussianMixture([[-1.0, 0.0], [1.0, 1.0]], 0.1 * torch.eye(2).double())
-    reward = as_reward(lambda x: x.sin().sum(1) - x.square().sum(1) ** 2)
-    solver = UniversalGuidance(8, num_backward_steps=3, optimiser=optimiser)
-    runs = [
-        driver.run(solver, Problem(prior, reward=reward), 5, batch_size=size, progress=False)
-        for size in (5, 2)
-    ]
-    # The same sums in batches of other sizes.
-    assert torch.allclose(runs[0].samples, runs[1].samples, atol=1e-10)
 
 
 def test_float32_and_images():
