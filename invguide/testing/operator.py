@@ -62,12 +62,13 @@ def check_operator(
     found, _ = signals(shape, x, count=ROWS, seed=0)
     of = Promises(operator, found.double())
     promises: dict[str, Callable[[], None]] = {
-        name: lambda name=name: of.certified(name) for name in CERTIFIED
+        name: lambda name=name: of.certified(name) for name in CERTIFIED[:2]
     }
+    promises["input shape"] = of.input_shape  # the others rely on it
+    promises |= {name: lambda name=name: of.certified(name) for name in CERTIFIED[2:]}
     promises |= {
         "inverse rows": of.inverse_rows,
         "types": of.types,
-        "input shape": of.input_shape,
         "wrong shapes": of.wrong_shapes,
         "row norms": of.row_norms,
         "right inverse": of.right_inverse,
