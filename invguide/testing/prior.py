@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from invguide.problem import Problem
 from invguide.solvers import Unconditional
 from invguide.testing.contract import difference, expect, keep, same_bits, sample_moments
 
-DRAWS = 2000
+DRAWS = 1000
 SLACK = 0.02  # of a spread: 200 steps of the probability flow leave out 1.3 %, in closed form for a Gaussian
 
 
@@ -33,8 +34,7 @@ def check_prior(
 ) -> None:
     """Check what every prior promises; return nothing, or raise the first promise that is broken.
 
-    "range": 0 < sigma_min < sigma_max, finite; `sigma_data`, where told, is the root mean square of clean signals, to
-    5 % and five standard errors.
+    "range": 0 < sigma_min < sigma_max, finite.
     "answers": `denoise` has the shape, type and device of x, is finite and the same each time, and leaves x.
     "rows independent": a row of a batch, each at its own level, is what it is alone, to rounding.
     "conditions": each row follows its own condition.
@@ -44,6 +44,7 @@ def check_prior(
     "score and eps": `score` is (D - x) / sigma^2, `eps` is (x - D) / sigma.
     "units": `to_normalised` undoes `to_data`, which is scale * x + shift where `affine`; so do the shapes.
     "wrong shapes": x of another shape is refused.
+    "sigma_data": where told, it is the root mean square of clean signals, to 5 % and five standard errors.
     "sample": draws of `sample`, where there is such, have mean and spread of draws by reverse steps with `denoise`.
 
     Args:
@@ -71,6 +72,7 @@ def check_prior(
         "score and eps": of.score_and_eps,
         "units": of.units,
         "wrong shapes": of.wrong_shapes,
+        "sigma_data": of.sigma_data,
         "sample": of.sample,
     }
     keep(type(prior).__name__, promises, dict(exceptions or {}))
@@ -94,9 +96,13 @@ class Promises:
         self.shape = shape or tuple(n for n in known if n is not None)
         if x0 is None and len(self.shape) != len(known):
             raise InputError(f"the prior leaves sizes open, {known}; give shape=(...) or x0=...")
-        self.x0 = (self._draw() if x0 is None else x0).detach().to(self.like)
-        self.shape = tuple(self.x0.shape[1:])
+        self.given = x0
+        self.shape = self.shape if x0 is None else tuple(x0.shape[1:])
         self.source = torch.Generator().manual_seed(0)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        return (self._draw() if self.given is None else self.given).detach().to(self.like)
 
     def _draw(self) -> Tensor:
         sample = getattr(self.prior, "sample", None)
@@ -147,11 +153,14 @@ class Promises:
     # ---- promises
 
     def range(self) -> None:
-        low, high, told = self.prior.sigma_min, self.prior.sigma_max, self.prior.sigma_data
+        low, high = self.prior.sigma_min, self.prior.sigma_max
         expect(
             0 < low < high < math.inf,
             f"sigma_min is {low!r} and sigma_max {high!r}; expected 0 < sigma_min < sigma_max, finite",
         )
+
+    def sigma_data(self) -> None:
+        told = self.prior.sigma_data
         if told is None or self.condition:
             return
         squares = self.x0.double().square().flatten(1).mean(1)
