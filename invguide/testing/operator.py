@@ -11,7 +11,9 @@ from torch import Tensor
 
 from invguide.arguments.checks import checked
 from invguide.arguments.rules import Shape
-from invguide.diagnostics.operator import FAILS, Certificate, Examination, signals
+from invguide.diagnostics.check import FAILS, OperatorCheck
+from invguide.diagnostics.numbers import signals
+from invguide.diagnostics.operator import Examination
 from invguide.errors import InputError
 from invguide.forward_operator import LinearOperator, Operator
 from invguide.numerics.linear import norm
@@ -87,7 +89,7 @@ class Promises:
         self.x = x.to(home)
 
     @cached_property
-    def certificate(self) -> Certificate:
+    def certificate(self) -> OperatorCheck:
         examination = Examination(self.operator, self.x, torch.Generator().manual_seed(0))
         examination.seconds = float("inf")
         return examination.run()

@@ -107,7 +107,7 @@ class Promises:
     def _draw(self) -> Tensor:
         sample = getattr(self.prior, "sample", None)
         if callable(sample) and not self.condition:
-            drawn = sample(64)
+            drawn = sample(256)
             assert isinstance(drawn, Tensor)
             return drawn
         return self._reverse(16, 40)

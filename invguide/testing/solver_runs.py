@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from invguide import driver
 from invguide.arguments.entries import unchecked
-from invguide.engine.identity import FOLLOWED
 from invguide.engine.loop import StepReport
+from invguide.engine.run_identity import FOLLOWED
 from invguide.problem import Problem
 from invguide.result import Result
 from invguide.rng import Noise

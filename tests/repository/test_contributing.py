@@ -63,11 +63,18 @@ def test_the_map_names_every_folder():
 @pytest.mark.slow
 def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
-    assert [re.findall(r"^class (\w+)", b, re.MULTILINE)[-1] for b in blocks] == [
+    classes = [re.findall(r"^class (\w+)", block, re.MULTILINE)[-1:] for block in blocks]
+    assert [name for found in classes for name in found] == [
         "Flip",
         "ProximalFlow",
         "White",
         "Symmetry",
+    ]
+    checks = [block for block, found in zip(blocks, classes, strict=True) if not found]
+    assert re.findall(r"^check_\w+", "\n".join(checks), re.MULTILINE) == [
+        "check_operator",
+        "check_solver",
+        "check_prior",
     ]
     code = "\n".join([*blocks, USE])
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
