@@ -1,4 +1,4 @@
-"""Every error that invguide raises on purpose, in three families: the caller's mistakes, failed runs, broken contracts."""
+"""Every error that invguide raises on purpose: the caller's mistakes, failed runs, and broken contracts."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def missing_abilities(requires: Requires, problem: Problem) -> list[str]:
             )
         if requires.closed_form and not problem.closed_form:
             missing.append(
-                "needs a prior whose posterior is known in closed form (a Gaussian, a mixture)"
+                "needs a prior whose posterior is known in closed form (a Gaussian, a mixture), and no condition"
             )
     if requires.counts and problem.linear and problem.counts is None:
         missing.append(

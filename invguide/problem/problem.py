@@ -464,11 +464,12 @@ class Problem(Entries, metaclass=Checked):
 
     @property
     def closed_form(self) -> bool:
-        """Whether the prior tells its posterior under this measurement exactly."""
+        """Whether the prior tells its posterior under this measurement exactly; not under a condition."""
         return (
             self.linear
             and self.gaussian
             and self.reward is None
+            and not self.condition
             and hasattr(self.prior, "posterior")
         )
 

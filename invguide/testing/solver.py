@@ -49,6 +49,7 @@ def check_solver(
     "resume": stopped after each third of its steps and gone on from the checkpoint, a run gives the same bits.
     "refusals": what `requires` rules out is refused before the first network call, and what it allows runs: black boxes
     and priors without gradients, operators that are not linear, noise that is not Gaussian ...
+    "conditions": other conditions of the prior give other samples, unless it refuses them.
     "unconditional control": where the target tells nothing, draws have mean and spread of the prior's, to five
     standard errors and the 6 % of a spread that 100 steps may leave out; not asked of point estimates.
 
@@ -80,6 +81,7 @@ def check_solver(
         "rows independent": runs.rows_independent,
         "resume": runs.resume,
         "refusals": fit.refusals,
+        "conditions": fit.conditions,
         "unconditional control": fit.control,
     }
     keep(f"{type(solver).__name__}({_shown(solver)})", promises, dict(exceptions or {}))

@@ -88,6 +88,25 @@ class Fit:
             "prior_vjp is False in `requires`",
         )
 
+    def conditions(self) -> None:
+        """For one label and another."""
+        needs = self.solver.requires
+        if needs.reward is not None or needs.counts:
+            return
+        usual, found = default_problem(self.solver), []
+        for label in (0, 1):
+            told = {"label": torch.tensor([label])}
+            problem = Problem(usual.prior, usual.likelihood, usual.reward, condition=told)
+            try:
+                found.append(self.run(self.solver, problem, 2)[0])
+            except CompatibilityError:
+                continue
+        expect(
+            len(found) != 2 or not torch.equal(*found),
+            "under two conditions of the prior samples are the same; expected others, as `problem.denoise` gives them, "
+            "or a refusal",
+        )
+
     def control(self) -> None:
         if type(self.solver).point_estimate:
             return

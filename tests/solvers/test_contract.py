@@ -333,6 +333,10 @@ def needs(**changed: Any) -> dict[str, Any]:
     return {"requires": replace(DPS.requires, **changed)}
 
 
+def untold(self: Any, problem: Problem, state: Any, k: int, noise: Noise) -> Any:
+    return DPS.step(self, problem._with(condition={}), state, k, noise)
+
+
 def short(self: Any, state: Any) -> Tensor:
     return state.denoised[:1]
 
@@ -370,6 +374,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any]]] = [
     ("resume", "stopped after 4 of 12 steps", {"step": before(remembers)}),
     ("refusals", "a reward without a gradient: `requires` allows it", needs(gradient=False)),
     ("refusals", "prior_vjp is False in `requires`", needs(prior_vjp=False)),
+    ("conditions", "under two conditions", {"step": untold}),
     ("unconditional control", r"have 0\.6\d+ times the spread", NARROW),
     ("unconditional control", "have a mean", {"estimate": lambda self, state: state.denoised + 1.0}),
 ]  # fmt: skip
