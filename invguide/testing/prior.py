@@ -343,6 +343,7 @@ class Promises:
         drawn, again, other = draw(DRAWS), draw(DRAWS), draw(DRAWS, seed=1)
         assert isinstance(drawn, Tensor)
         assert isinstance(again, Tensor)
+        assert isinstance(other, Tensor)
         expect(same_bits(drawn, again), "sample differs from call to call with the same seed")
         expect(not same_bits(drawn, other), "sample is the same for another seed")
         sample_moments("draws of sample", drawn, self._reverse(DRAWS, 200), SLACK)

@@ -16,7 +16,7 @@ from invguide.operators import Identity
 from invguide.prior import Prior
 from invguide.priors import Gaussian, GaussianField, GaussianMixture
 from invguide.problem import Problem
-from invguide.reward import as_reward
+from invguide.reward import Reward, as_reward
 from invguide.solver import Solver
 
 EYE = torch.eye(2, dtype=torch.float64)
@@ -174,64 +174,87 @@ class Variant(NamedTuple):
 
 def variants(solver: Solver[Any]) -> list[Variant]:
     """Problems that each lack one ability, of those that a solver may ask for."""
-    needs = solver.requires
-    target = needs.target
-    kind = needs.reward is not None or needs.counts
-    guided = target != "none"
-    measured = target in ("likelihood", "either")
-    linear = needs.linear or needs.counts
-
-    def measure(operator: Operator, noise: Any = SIGMA_Y, prior: Prior | None = None) -> Problem:
-        return Problem(prior or mixture(), Likelihood(operator, Y, noise))
-
-    def reward(differentiable: bool = True) -> Problem:
-        return Problem(mixture(), reward=as_reward(waves, differentiable))
-
-    black = (lambda: measure(HiddenLinear())) if linear else (lambda: measure(Hidden()))
+    needs, target = solver.requires, solver.requires.target
+    special = needs.reward is not None or needs.counts  # none of these problems is for it
+    guided, measuring = target != "none", target == "likelihood"
+    pull = as_reward(waves)
     found = [
         Variant("no measurement and no reward", lambda: Problem(mixture()), guided),
-        Variant("a reward in place of a measurement", reward, target == "likelihood" or kind),
+        Variant(
+            "a reward in place of a measurement",
+            lambda: Problem(mixture(), reward=pull),
+            measuring or special,
+        ),
+        Variant(
+            "a reward beside a measurement",
+            lambda: _measured(Identity(), reward=pull),
+            measuring or special,
+        ),
         Variant(
             "a measurement in place of a reward",
-            lambda: measure(Identity()),
-            target == "reward" or kind,
+            lambda: _measured(Identity()),
+            target == "reward" or special,
         ),
-        Variant("a reward without a gradient", lambda: reward(False), not (
-            target == "none" or (target in ("reward", "either") and not needs.gradient and not kind)
-        )),
-    ]  # fmt: skip
-    if measured or not guided:
-        blurred = needs.orthonormal or needs.counts
-        own = needs.residuals or needs.gaussian or needs.counts
-        found += [
-            Variant("an operator that is not linear", lambda: measure(Bent()), guided and linear),
-            Variant("an operator that is not orthonormal", lambda: measure(Shear()), blurred),
-            Variant("a black box", black, guided and (needs.gradient or needs.counts)),
-            Variant(
-                "noise that is not Gaussian",
-                lambda: measure(Identity(), Laplace(0.3)),
-                guided and (needs.gaussian or needs.counts),
-            ),
-            Variant(
-                "a log density of its own as noise",
-                lambda: measure(Identity(), lambda p, y: -((p - y) ** 2).sum(1)),
-                guided and own,
-            ),
-            Variant(
-                "a prior without a closed form",
-                lambda: measure(Identity(), prior=Wrapped(mixture())),
-                needs.closed_form or needs.counts,
-            ),
-        ]
-    if not kind:
+        Variant(
+            "a reward without a gradient",
+            lambda: Problem(mixture(), reward=as_reward(waves, False)),
+            guided and (measuring or special or needs.gradient),
+        ),
+    ]
+    if target != "reward":
+        found += _of_measurements(solver, guided)
+    if not special:
         start = {"init": Y[:1] + 0.2, "init_noise": 0.7}
         likelihood = None if target == "reward" else Likelihood(Identity(), Y[:1], SIGMA_Y)
-        pull = as_reward(waves) if target == "reward" else None
+        reward = pull if target == "reward" else None
         found.append(
             Variant(
                 "signals to start from",
-                lambda: Problem(mixture(), likelihood, pull, **start),
+                lambda: Problem(mixture(), likelihood, reward, **start),
                 not type(solver).warm_start,
             )
         )
     return found
+
+
+def _of_measurements(solver: Solver[Any], guided: bool) -> list[Variant]:
+    needs = solver.requires
+    linear = guided and (needs.linear or needs.counts)
+    gaussian = guided and (needs.gaussian or needs.counts)
+    return [
+        Variant("an operator that is not linear", lambda: _measured(Bent()), linear),
+        Variant(
+            "an operator that is not orthonormal",
+            lambda: _measured(Shear()),
+            needs.orthonormal or needs.counts,
+        ),
+        Variant(
+            "a black box",
+            lambda: _measured(HiddenLinear() if linear else Hidden()),
+            guided and (needs.gradient or needs.counts),
+        ),
+        Variant(
+            "noise that is not Gaussian",
+            lambda: _measured(Identity(), noise=Laplace(0.3)),
+            gaussian,
+        ),
+        Variant(
+            "a log density of its own as noise",
+            lambda: _measured(Identity(), noise=lambda p, y: -((p - y) ** 2).sum(1)),
+            gaussian or (guided and needs.residuals),
+        ),
+        Variant(
+            "a prior without a closed form",
+            lambda: _measured(Identity(), prior=Wrapped(mixture())),
+            needs.closed_form or needs.counts,
+        ),
+    ]
+
+
+def _measured(
+    operator: Operator,
+    noise: Any = SIGMA_Y,
+    prior: Prior | None = None,
+    reward: Reward | None = None,
+) -> Problem:
+    return Problem(prior or mixture(), Likelihood(operator, Y, noise), reward)

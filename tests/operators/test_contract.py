@@ -14,7 +14,7 @@ import invguide.operators
 from every_operator import EVERY, SHAPE
 from invguide.errors import ContractError, InputError
 from invguide.forward_operator import SVD, LinearOperator, Operator
-from invguide.operators import HDR
+from invguide.operators import HDR, GaussianBlur, Inpainting, SuperResolution
 from invguide.testing import check_operator
 
 WHOLE = "norms are those of whole blocks, and this size is no multiple of one"
@@ -29,6 +29,20 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("name", EVERY)
 def test_operator_keeps_its_promises(name: str):
     check_operator(EVERY[name], SHAPE, exceptions=EXCEPTIONS.get(name))
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        GaussianBlur(0.8) + Inpainting.random(SHAPE, 0.4, seed=3),
+        2 * SuperResolution(2),
+        SuperResolution(2) @ GaussianBlur(0.8),
+        Inpainting.random(SHAPE, 0.4, seed=3).T,
+    ],
+    ids=lambda operator: type(operator).__name__,
+)
+def test_sums_products_and_transposes_keep_their_promises(operator: LinearOperator):
+    check_operator(operator, SHAPE)
 
 
 def test_every_public_operator_is_in_the_table():

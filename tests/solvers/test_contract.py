@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import invguide as ig
 import invguide.solvers
 from invguide.arguments import checks
-from invguide.errors import ContractError, InputError
+from invguide.errors import CompatibilityError, ContractError, InputError
 from invguide.feature_reward import FeatureReward
 from invguide.likelihood import Likelihood
 from invguide.operators import Identity
+from invguide.policy import choose
 from invguide.priors import Gaussian, GaussianMixture
 from invguide.problem import Problem
 from invguide.reward import as_reward
@@ -191,7 +192,7 @@ TABLE = [
     Row(
         Dreamguider(6, augmentations=("flip", "crop"), num_augmentations=2),
         picture,
-        {"refusals": VIEWS, **no_control(f"{VIEWS}, and that of the control is none")},
+        {"refusals": VIEWS, "conditions": VIEWS, **no_control(f"{VIEWS}, and that of the control is none")},
     ),
     Row(ECMGuidance(6)),
     Row(ECMGuidance(8, 0.1), hills),
@@ -430,6 +431,16 @@ def test_exceptions_are_for_promises_that_are_broken():
         check_solver(HQS(6), exceptions={"sead": "none"})
     with pytest.raises(InputError, match="'seed' has no reason"):
         check_solver(HQS(6), exceptions={"seed": " "})
+
+
+def test_a_condition_has_no_closed_form():
+    """The law under a label is another one than that of the prior."""
+    problem = Problem(
+        clusters(), far_apart().likelihood, condition={"label": torch.tensor([0, 1])}
+    )
+    with pytest.raises(CompatibilityError, match=r"closed form .*, and no condition"):
+        ig.driver.run(ExactPosterior(), problem, progress=False)
+    assert not isinstance(choose(problem, 4).solver, ExactPosterior)
 
 
 def test_a_reward_of_its_own_kind_has_to_be_given():
