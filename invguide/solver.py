@@ -34,7 +34,7 @@ class Requires:
         gaussian: Needs Gaussian noise, of any covariance.
         orthonormal: Needs an operator with A* A = A A* = I, one sigma_y per measurement, and a prior valid at it.
         counts: Needs a picture that was counted itself: Poisson or PoissonGaussian noise of one gain, A x = c x.
-        closed_form: Needs a prior with a `posterior` of its own.
+        closed_form: Needs a prior with a `posterior` of its own, under no condition.
         weighs: It weighs its members by the whole measurement: where that has more numbers than there are members, next
             to none of them would be left. "auto" looks at this.
     """

@@ -211,7 +211,7 @@ def variants(solver: Solver[Any]) -> list[Variant]:
             Variant(
                 "signals to start from",
                 lambda: Problem(mixture(), likelihood, reward, **start),
-                not type(solver).warm_start,
+                not solver.warm_start,
             )
         )
     return found

@@ -108,7 +108,7 @@ class Fit:
         )
 
     def control(self) -> None:
-        if type(self.solver).point_estimate:
+        if self.solver.point_estimate:
             return
         solver, problem, clean = self._told_nothing()
         draws, _ = self.run(solver, problem, DRAWS)

@@ -115,7 +115,7 @@ class Runs:
 
     def inputs_unchanged(self) -> None:
         problems = [self.problem]
-        if type(self.solver).warm_start:
+        if self.solver.warm_start:
             problems.append(started(self.problem))
         for problem in problems:
             kept: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ class Runs:
             f"the same seed gives samples that differ by {difference(first, again):.3g}; expected the same bits: all "
             "random numbers come from `noise`",
         )
-        if type(self.solver).point_estimate:
+        if self.solver.point_estimate:
             return
         other = self.advance(rows, seed=4)
         moved = (first - other).flatten(1).abs().amax(1)

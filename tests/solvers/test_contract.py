@@ -171,7 +171,7 @@ def normals() -> Tensor:
 
 
 TABLE = [
-    Row(DOODL(8, 4), far_apart, no_control(FOLLOWS)),
+    Row(DOODL(8, 4), far_apart, no_control(FOLLOWS), {"num_steps": 20}),
     Row(DPG(6, num_candidates=8), measured),
     Row(DPG(6, num_candidates=8, weight="official"), measured, control=OFF),
     Row(DPS(6)),
@@ -204,7 +204,8 @@ TABLE = [
     Row(EnKG(6, 12)),
     Row(EnKG(6, 12, correction="normalized"), control=OFF),
     Row(EnsembleTwisted(6, 12), control={"ensemble_size": 300}),
-    Row(ExactPosterior(3)),
+    Row(ExactPosterior(3), control={"num_steps": 1}),
+    Row(ExactPosterior(3, draw=False)),
     Row(FeatureGuidance(6), head, control=OFF, prior_draws=normals),
     Row(FeatureGuidance(6, weight="bounded", eta=0.5), features, no_control(UNKNOWN)),
     Row(FeatureGuidance(6, weight="official"), features, no_control(UNKNOWN)),
@@ -225,7 +226,7 @@ TABLE = [
     Row(Unconditional(6)),
     Row(Unconditional(6, eta=0.0)),
     Row(UniversalGuidance(6)),
-    Row(UniversalGuidance(8, num_backward_steps=3), hills, no_control(FOLLOWS)),
+    Row(UniversalGuidance(8, num_backward_steps=3), hills, no_control(FOLLOWS), {"num_steps": 20}),
     Row(UniversalGuidance(8, num_backward_steps=3, optimiser="adam"), hills, control=OFF),
 ]  # fmt: skip
 
