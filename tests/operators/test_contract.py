@@ -26,6 +26,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_operator_keeps_its_promises(name: str):
     check_operator(EVERY[name], SHAPE, exceptions=EXCEPTIONS.get(name))

@@ -99,6 +99,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_prior_keeps_its_promises(name: str):
     row = TABLE[name]
@@ -194,6 +195,7 @@ def test_without_a_mistake_nothing_is_said():
     check_prior(planted(), SHAPE, condition=GAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("promise", "text", "body", "condition"), MISTAKES)
 def test_planted_mistakes_are_named(
     promise: str, text: str, body: dict[str, Any], condition: dict[str, Tensor]

@@ -237,6 +237,7 @@ def title(row: Row) -> str:
     return "-".join([type(row.solver).__name__, *(f"{n}={v}" for n, v in mine.items())])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=title)
 def test_solver_keeps_its_promises(row: Row):
     check_solver(
@@ -382,6 +383,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("promise", "text", "body"), MISTAKES)
 def test_planted_mistakes_are_named(
     promise: str, text: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
