@@ -117,8 +117,8 @@ def test_what_does_not_go_together_is_refused() -> None:
         (A + C).forward(torch.zeros(1, *SHAPE))
     for wrong in (0.0, float("nan")):
         with pytest.raises(InputError, match="finite number"):
-            wrong * A
+            _ = wrong * A
     with pytest.raises(TypeError):
-        A @ 3  # pyright: ignore[reportOperatorIssue]
+        _ = A @ 3  # pyright: ignore[reportOperatorIssue]
     with pytest.raises(TypeError):
-        A + 1  # pyright: ignore[reportOperatorIssue]
+        _ = A + 1  # pyright: ignore[reportOperatorIssue]
