@@ -266,7 +266,7 @@ def test_another_problem_is_refused(name: str, interrupted: Path) -> None:
 
 
 AGAIN = """
-import sys, torch, test_identity as t
+import sys, torch, test_run_identity as t
 from pathlib import Path
 folder = Path(sys.argv[1])
 for i, case in enumerate(t.CASES.values()):
