@@ -107,7 +107,7 @@ def denoise(
         (*head, "least gain", "worse", "CPU s", "calls"),
         tuple(rows),
         _notes(protocols[0], f"{name} in {precision}", methods),
-        _figures(methods, levels),
+        per_level(methods, levels, "psnr"),
     )
 
 
@@ -188,8 +188,9 @@ def _notes(protocol: Protocol, prior: str, methods: Methods) -> tuple[str, ...]:
     return note, "CBM3D is left out, since `bm3d` is not installed: pip install bm3d"
 
 
-def _figures(methods: Methods, levels: Sequence[float]) -> dict[str, Any]:
-    names = ("psnr", "cpu", "nfe")
+def per_level(methods: Methods, levels: Sequence[float], quality: str) -> dict[str, Any]:
+    """Figures per photo of each method at each level, for `Table.figures`; `quality` names the PSNR that counts."""
+    names = (quality, "cpu", "nfe")
     return {
         method: {
             f"{level:g}": {n: list(columns(figures, n)) for n in names if n in figures[0]}

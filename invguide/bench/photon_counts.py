@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from invguide.api import choose_solver, make_solver
+from invguide.bench.denoising import per_level
 from invguide.bench.protocol import DENOISE, Cells, Protocol, average, columns, load_in
 from invguide.bench.restoration import Figures, degraded, run_solver
 from invguide.errors import InputError
@@ -130,7 +131,7 @@ def photons(
     )
     if CBM3D not in methods:
         note += " CBM3D is left out, since `bm3d` is not installed: pip install bm3d"
-    return Table(head, rows, (note,), _figures(methods, counts))
+    return Table(head, rows, (note,), per_level(methods, counts, "psnr_mean"))
 
 
 def _cbm3d(protocol: Photons, folder: Path | None, progress: bool) -> Figures:
@@ -186,14 +187,3 @@ def _row(name: str, cells: list[Figures], counted: list[Figures]) -> tuple[str, 
         f"{mean['cpu']:.2f}",
         f"{mean['nfe']:.0f}",
     )
-
-
-def _figures(methods: dict[str, list[Figures]], counts: Sequence[float]) -> dict[str, Any]:
-    names = ("psnr_mean", "cpu", "nfe")
-    return {
-        method: {
-            f"{mean:g}": {n: list(columns(figures, n)) for n in names if n in figures[0]}
-            for mean, figures in zip(counts, cells, strict=True)
-        }
-        for method, cells in methods.items()
-    }

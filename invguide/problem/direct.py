@@ -57,10 +57,10 @@ def counted_picture(problem: Problem) -> Counts | None:
         return None
     if not (prior.symmetric and prior.affine and prior.shift + prior.scale > 0):
         return None
-    y = problem.y
+    y, operator = problem.y, likelihood.operator.rows(torch.tensor([0]))
     x = torch.empty(1, *problem.data_shape, dtype=y.dtype, device=y.device)
     with torch.no_grad():
-        c = multiple_of_identity(likelihood.operator.rows(torch.tensor([0])), x)
+        c = multiple_of_identity(operator.to(y.device), x)
     if c is None:
         return None
     dark, bright = (
